@@ -1,0 +1,66 @@
+"""Small pieces that several models share.
+
+Conventions, stated once: an edge goes from u = src to v = dst, r_uv = pos[src] - pos[dst] in Angstrom, edges
+are sorted by dst. Constants are buffers that are not saved, so that ``.double()`` and ``.to(device)`` move them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from symscale.data.batch import Batch
+
+
+def edge_vectors(data: Batch) -> tuple[Tensor, Tensor]:
+    """Vectors r_uv = pos[src] - pos[dst], (E, 3), and their lengths d, (E,), in Angstrom.
+
+    The length of a zero vector is 0 and has gradient 0, where ``norm`` would give NaN.
+    """
+    src, dst = data.edge_index
+    r_uv = data.pos.index_select(0, src) - data.pos.index_select(0, dst)  # (E, 3)
+    squared = r_uv.square().sum(-1)  # (E,)
+    zero = squared == 0
+    return r_uv, squared.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
+
+
+def scatter_sum(src: Tensor, index: Tensor, dim_size: int) -> Tensor:
+    """Sum the rows of ``src`` (E, ...) that share an ``index`` (E,); (dim_size, ...), 0 where none does."""
+    return src.new_zeros((dim_size, *src.shape[1:])).index_add_(0, index, src)
+
+
+def scatter_mean(src: Tensor, index: Tensor, dim_size: int) -> Tensor:
+    """Mean of the rows of ``src`` (E, ...) that share an ``index`` (E,); (dim_size, ...), 0 where none does."""
+    count = src.new_zeros(dim_size).index_add_(0, index, src.new_ones(index.shape[0]))
+    shape = (dim_size, *[1] * (src.dim() - 1))
+    return scatter_sum(src, index, dim_size) / count.clamp(min=1).view(shape)
+
+
+def graph_sum(per_atom: Tensor, data: Batch) -> Tensor:
+    """Sum per-atom values (N, ...) over each molecule: (G, ...)."""
+    return scatter_sum(per_atom, data.batch, data.num_graphs)
+
+
+def polynomial_envelope(d: Tensor, cutoff: float, exponent: int = 5) -> Tensor:
+    """Smooth cutoff (E,): 1 at d = 0, and 0 with two zero derivatives at d >= cutoff (DimeNet, eq. 8)."""
+    p, x = exponent, (d / cutoff).clamp(max=1.0)
+    a, b, c = -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2
+    return 1 + x**p * (a + x * (b + x * c))
+
+
+class GaussianRBF(nn.Module):
+    """Fixed Gaussians, evenly spaced on 0 ... cutoff: distances (E,) -> (E, num_radial).
+
+    ``width`` is the standard deviation in units of the spacing.
+    """
+
+    def __init__(self, num_radial: int = 136, cutoff: float = 6.0, width: float = 1.0):
+        super().__init__()
+        self.cutoff = cutoff
+        self.register_buffer(
+            "centres", torch.linspace(0, cutoff, num_radial), persistent=False
+        )  # (num_radial,)
+        self.scale = (num_radial - 1) / (cutoff * width) * 0.5**0.5
+
+    def forward(self, d: Tensor) -> Tensor:
+        return ((d[:, None] - self.centres) * self.scale).square().neg().exp()
