@@ -1,7 +1,7 @@
 """Small pieces that several models share.
 
 Conventions, stated once: an edge goes from u = src to v = dst, r_uv = pos[src] - pos[dst] in Angstrom, edges
-are sorted by dst. Constants are buffers that are not saved, so that ``.double()`` and ``.to(device)`` move them.
+are sorted by dst. Constants are buffers that are not saved: ``.double()`` and ``.to(device)`` move them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def scatter_sum(src: Tensor, index: Tensor, dim_size: int) -> Tensor:
 
 
 def scatter_mean(src: Tensor, index: Tensor, dim_size: int) -> Tensor:
-    """Mean of the rows of ``src`` (E, ...) that share an ``index`` (E,); (dim_size, ...), 0 where none does."""
+    """Mean of the rows of ``src`` (E, ...) sharing an ``index`` (E,); (dim_size, ...), 0 where none does."""
     count = src.new_zeros(dim_size).index_add_(0, index, src.new_ones(index.shape[0]))
     shape = (dim_size, *[1] * (src.dim() - 1))
     return scatter_sum(src, index, dim_size) / count.clamp(min=1).view(shape)
@@ -57,9 +57,7 @@ class GaussianRBF(nn.Module):
     def __init__(self, num_radial: int = 136, cutoff: float = 6.0, width: float = 1.0):
         super().__init__()
         self.cutoff = cutoff
-        self.register_buffer(
-            "centres", torch.linspace(0, cutoff, num_radial), persistent=False
-        )  # (num_radial,)
+        self.register_buffer("centres", torch.linspace(0, cutoff, num_radial), persistent=False)
         self.scale = (num_radial - 1) / (cutoff * width) * 0.5**0.5
 
     def forward(self, d: Tensor) -> Tensor:
