@@ -7,17 +7,21 @@ from torch import nn
 
 from symscale.cells import CellSpec
 from symscale.errors import UserError
+from symscale.models.esen import ESEN
 from symscale.models.mpnn import MPNN
 
 MODELS: dict[str, type[nn.Module]] = {
     "mpnn": MPNN,
+    "esen": ESEN,
 }
 
 
 def build_model(spec: CellSpec) -> nn.Module:
     """The model of a cell, its weights drawn from ``spec.seed`` alone. Raises UserError for an unknown arch."""
     if spec.arch not in MODELS:
-        raise UserError(f"no model for architecture '{spec.arch}'; symscale.models.MODELS has {', '.join(MODELS)}")
+        raise UserError(
+            f"no model for architecture '{spec.arch}'; symscale.models.MODELS has {', '.join(MODELS)}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         return MODELS[spec.arch].from_spec(spec)

@@ -57,8 +57,31 @@ class GaussianRBF(nn.Module):
     def __init__(self, num_radial: int = 136, cutoff: float = 6.0, width: float = 1.0):
         super().__init__()
         self.cutoff = cutoff
-        self.register_buffer("centres", torch.linspace(0, cutoff, num_radial), persistent=False)
+        centres = torch.linspace(0, cutoff, num_radial, dtype=torch.float64)  # cast when used
+        self.register_buffer("centres", centres, persistent=False)
         self.scale = (num_radial - 1) / (cutoff * width) * 0.5**0.5
 
     def forward(self, d: Tensor) -> Tensor:
-        return ((d[:, None] - self.centres) * self.scale).square().neg().exp()
+        return ((d[:, None] - self.centres.to(d.dtype)) * self.scale).square().neg().exp()
+
+
+class GraphNorm(nn.Module):
+    """Normalise every feature over the atoms of each molecule: (N, width) -> (N, width).
+
+    y = weight (x - mean_scale * mean) / std + bias (Cai et al. 2021, eq. 5), std after the shift. Equals
+    ``torch_geometric.nn.GraphNorm`` in values and parameters; sizes come from the batch.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.mean_scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor, data: Batch) -> Tensor:
+        mean = scatter_mean(x, data.batch, data.num_graphs)  # (G, width)
+        x = x - (mean * self.mean_scale).index_select(0, data.batch)
+        variance = scatter_mean(x.square(), data.batch, data.num_graphs)  # (G, width)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return x * scale.index_select(0, data.batch) + self.bias

@@ -1,0 +1,195 @@
+"""eSEN: message passing with spherical harmonics (appendix C.4; Fu et al., 2025), direct forces."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from symscale.cells import CellSpec
+from symscale.data.batch import Batch
+from symscale.models import so2, so3
+from symscale.models.common import GaussianRBF, edge_vectors, graph_sum, polynomial_envelope, scatter_sum
+
+
+class RadialStack(nn.Module):
+    """The radial MLPs of all layers but for their last Linear: (E,) distances -> (stack, E, C).
+
+    They share their inputs [RBF(d), source embedding of z_u, target embedding of z_v], so the first Linears
+    are one matrix product over edges (RBF) and two over elements (the embeddings).
+    """
+
+    def __init__(self, stack: int, channels: int, num_radial: int, elements: int):
+        super().__init__()
+        self.stack, self.num_radial = stack, num_radial
+        self.source = nn.Embedding(elements, channels)
+        self.target = nn.Embedding(elements, channels)
+        self.first = nn.Linear(num_radial + 2 * channels, stack * channels)
+        self.second_weight = nn.Parameter(torch.empty(stack, channels, channels))  # (stack, fan_out, fan_in)
+        self.second_bias = nn.Parameter(torch.empty(stack, channels))
+        self.norm_weight = nn.Parameter(torch.ones(2, stack, channels))
+        self.norm_bias = nn.Parameter(torch.zeros(2, stack, channels))
+        bound = channels**-0.5
+        nn.init.uniform_(self.second_weight, -bound, bound)
+        nn.init.uniform_(self.second_bias, -bound, bound)
+
+    def forward(self, rbf: Tensor, z: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+        channels = self.source.embedding_dim
+        w_rbf, w_source, w_target = self.first.weight.split([self.num_radial, channels, channels], 1)
+        source = F.embedding(z, self.source.weight @ w_source.t())  # (N, stack * C)
+        target = F.embedding(z, torch.addmm(self.first.bias, self.target.weight, w_target.t()))
+        x = rbf @ w_rbf.t() + source.index_select(0, src) + target.index_select(0, dst)  # (E, stack * C)
+        x = self._norm_act(x.view(-1, self.stack, channels), 0)
+        x = torch.baddbmm(self.second_bias[:, None], x.transpose(0, 1), self.second_weight.transpose(1, 2))
+        return self._norm_act(x.transpose(0, 1), 1).transpose(0, 1)  # (stack, E, C)
+
+    def _norm_act(self, x: Tensor, which: int) -> Tensor:
+        x = F.layer_norm(x, x.shape[-1:])
+        return F.silu(torch.addcmul(self.norm_bias[which], x, self.norm_weight[which]))
+
+
+class EquivariantRMSNorm(nn.Module):
+    """x / sqrt(mean square), every degree counting alike; a scale per degree; l = 0 centred and shifted."""
+
+    def __init__(self, lmax: int, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.lmax, self.eps = lmax, eps
+        self.weight = nn.Parameter(torch.ones(lmax + 1, channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        degree = [l for l in range(lmax + 1) for _ in range(2 * l + 1)]
+        self.register_buffer("degree", torch.tensor(degree), persistent=False)
+        share = [1 / ((2 * l + 1) * (lmax + 1) * channels) for l in degree]
+        self.register_buffer("share", torch.tensor(share, dtype=torch.float64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scalars = x[:, :1]
+        x = torch.cat([scalars - scalars.mean(-1, keepdim=True), x[:, 1:]], 1)  # (N, K, C)
+        square = (x.square().sum(-1) @ self.share.to(x.dtype))[:, None, None]  # (N, 1, 1)
+        x = x * (square + self.eps).rsqrt() * self.weight.index_select(0, self.degree)
+        return torch.cat([x[:, :1] + self.bias, x[:, 1:]], 1)
+
+
+class SO2Convolution(nn.Module):
+    """The weights of an SO(2) convolution (eqs. 20-22): one Linear for every |m| <= mmax."""
+
+    def __init__(self, layout: so2.Layout, inputs: int, outputs: int, gates: int = 0):
+        super().__init__()
+        rows = layout.degrees(0)
+        self.m0 = nn.Linear(rows * inputs, rows * outputs + gates)
+        sizes = [layout.degrees(m) for m in range(1, layout.mmax + 1)]
+        self.m = nn.ModuleList(nn.Linear(k * inputs, 2 * k * outputs, bias=False) for k in sizes)
+        for linear in self.m:
+            linear.weight.data.mul_(0.5**0.5)  # every output sums a real and an imaginary product
+
+    def matrices(self) -> list[Tensor]:
+        """Bias of m = 0 and, for every |m|, one matrix from its inputs to its outputs."""
+        return [self.m0.bias, self.m0.weight, *(so2.complex_matrix(linear.weight) for linear in self.m)]
+
+
+class Layer(nn.Module):
+    """Messages over edges, then a point-wise MLP on a sphere grid; both residual, on normalised features."""
+
+    def __init__(self, layout: so2.Layout, channels: int, grid_hidden: int):
+        super().__init__()
+        self.layout = layout
+        self.norm_edge = EquivariantRMSNorm(layout.lmax, channels)
+        self.radial = nn.Linear(channels, layout.radial_rows * 2 * channels)
+        gates = layout.lmax * layout.hidden
+        self.conv1 = SO2Convolution(layout, 2 * channels, layout.hidden, gates)
+        self.conv2 = SO2Convolution(layout, layout.hidden, channels)
+        self.norm_node = EquivariantRMSNorm(layout.lmax, channels)
+        self.grid1 = nn.Linear(channels, grid_hidden, bias=False)
+        self.grid2 = nn.Linear(grid_hidden, grid_hidden, bias=False)
+        self.grid3 = nn.Linear(grid_hidden, channels, bias=False)
+
+    def forward(self, h: Tensor, hidden: Tensor, edges: so2.Edges, grid: so3.SphereGrid) -> Tensor:
+        radial = (self.radial.weight, self.radial.bias)
+        weights = (self.conv1.matrices(), self.conv2.matrices())
+        h = h + so2.message(self.layout, edges, self.norm_edge(h), hidden, radial, *weights)
+        return h + self.on_grid(self.norm_node(h), grid)
+
+    def on_grid(self, h: Tensor, grid: so3.SphereGrid) -> Tensor:
+        """Coefficients (N, K, C) -> values at the grid's points -> MLP -> coefficients."""
+        atoms, coefficients, channels = h.shape
+        to_grid, from_grid = grid.to_grid.to(h.dtype), grid.from_grid.to(h.dtype)
+        x = to_grid @ h.transpose(0, 1).reshape(coefficients, -1)  # (P, N * C)
+        x = F.silu(self.grid1(x.view(-1, channels)))  # (P * N, hidden)
+        x = self.grid3(F.silu(self.grid2(x)))
+        x = from_grid @ x.view(-1, atoms * channels)  # (K, N * C)
+        return x.view(coefficients, atoms, channels).transpose(0, 1)
+
+
+class ESEN(nn.Module):
+    """Energy (G,) and direct forces (N, 3), both normalised, for C = ``width`` channels per coefficient.
+
+    N = 332 C^2 + 105180 C + 15746 parameters at depth 12, lmax 4, mmax 2, hidden 32 (Table 5).
+    """
+
+    rotation_equivariant = True
+    translation_invariant = True
+    symmetric_edges = False
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int = 12,
+        lmax: int = 4,
+        mmax: int = 2,
+        hidden_channels: int = 32,
+        cutoff: float = 6.0,
+        num_radial: int = 136,
+        grid_rings: int | None = None,
+        elements: int = 100,
+    ):
+        super().__init__()
+        mmax = min(mmax, lmax)
+        self.lmax, self.cutoff = lmax, cutoff
+        layout = so2.Layout(lmax, mmax, hidden_channels)
+        self.rbf = GaussianRBF(num_radial, cutoff, width=2.0)
+        self.rotations = so3.Wigner(lmax, mmax)
+        self.grid = so3.SphereGrid(lmax, grid_rings or lmax + 2)
+        self.embedding = nn.Embedding(elements, width)
+        self.radial = RadialStack(depth + 1, width, num_radial, elements)
+        self.edge_degree = nn.Linear(width, (lmax + 1) * width)
+        self.layers = nn.ModuleList(Layer(layout, width, hidden_channels) for _ in range(depth))
+        self.norm = EquivariantRMSNorm(lmax, width)
+        self.energy = nn.Linear(width, 1)
+        self.force_weight = nn.Parameter(torch.empty(2, width))  # degrees 0 and 1; only degree 1 is a force
+        self.force_bias = nn.Parameter(torch.zeros(1))  # of degree 0: counted in Table 5, without effect
+        bound = width**-0.5
+        nn.init.uniform_(self.force_weight, -bound, bound)
+
+    @classmethod
+    def from_spec(cls, spec: CellSpec) -> ESEN:
+        return cls(
+            width=spec.width,
+            depth=spec.depth,
+            lmax=spec.lmax,
+            mmax=spec.mmax,
+            hidden_channels=spec.hidden_channels,
+            cutoff=spec.cutoff,
+            num_radial=spec.num_radial,
+        )
+
+    def forward(self, data: Batch) -> tuple[Tensor, Tensor]:
+        src, dst = data.edge_index
+        r_uv, d = edge_vectors(data)
+        wigner = self.rotations(so3.edge_frames(r_uv, d))  # (E, R, K)
+        edges = so2.Edges(src, dst, wigner, polynomial_envelope(d, self.cutoff))
+        hidden = self.radial(self.rbf(d), data.z, src, dst)  # (depth + 1, E, C)
+
+        h = self.embed_edges(hidden[0], edges, data.pos.shape[0])
+        h = torch.cat([h[:, :1] + self.embedding(data.z)[:, None], h[:, 1:]], 1)  # (N, K, C)
+        for layer, radial in zip(self.layers, hidden[1:], strict=True):
+            h = layer(h, radial, edges, self.grid)
+        h = self.norm(h)
+        energy = graph_sum(self.energy(h[:, 0]), data)[:, 0]
+        return energy, h[:, 1:4] @ self.force_weight[1]
+
+    def embed_edges(self, hidden: Tensor, edges: so2.Edges, atoms: int) -> Tensor:
+        """Neighbourhood of every atom as coefficients (N, K, C): radial functions times harmonics."""
+        scale = edges.envelope[:, None] / 5.0
+        rad = (self.edge_degree(hidden) * scale).view(len(hidden), self.lmax + 1, -1)  # (E, lmax + 1, C)
+        harmonics = edges.wigner[:, : self.lmax + 1].transpose(1, 2)  # the rows of m = 0
+        return scatter_sum(torch.bmm(harmonics, rad), edges.dst, atoms)
