@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from symscale.data.sources.schema import pack_folder
@@ -67,6 +68,12 @@ class CellSpec:
     compile: bool = False
     hours_factor: float = 1.0  # device-hours are multiplied by this (the paper doubles EGNN's)
 
+    def __post_init__(self):
+        # YAML's `1` and `1.0` are one value, and must have one hash
+        for field in dataclasses.fields(self):
+            if field.type == "float":
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+
     def option(self, name: str, default):
         """An entry of ``options``, for models that are not part of the package."""
         return dict(self.options).get(name, default)
@@ -112,7 +119,7 @@ def _decode(kind: str, text: str):
         case "flag":
             return True
         case "percent":
-            return float(text) / 100
+            return float(Decimal(text) / 100)
         case "float":
             return float(text)
         case "sym":
@@ -125,9 +132,9 @@ def _encode(kind: str, value) -> str:
         case "flag":
             return ""
         case "percent":
-            return f"{100 * value:.10g}"
+            return f"{(Decimal(repr(value)) * 100).normalize():f}"
         case "float":
-            return f"{value:g}"
+            return repr(value)
         case "sym":
             return "" if value == SYM_DEFAULT else str(value)
     return str(value)
@@ -136,7 +143,9 @@ def _encode(kind: str, value) -> str:
 def defaults(config: dict, arch: str) -> CellSpec:
     """The spec that a name without suffixes has, at width 0 and without a name."""
     if arch not in config["architectures"]:
-        raise UserError(f"unknown architecture '{arch}'; this config has {', '.join(config['architectures'])}")
+        raise UserError(
+            f"unknown architecture '{arch}'; this config has {', '.join(config['architectures'])}"
+        )
     entry = {k: v for k, v in config["architectures"][arch].items() if k not in ENTRY_KEYS}
     values = {"dataset": config["dataset"]} | config.get("training", {}) | entry
     values["options"] = tuple(sorted(values.get("options", {}).items()))
@@ -208,7 +217,9 @@ def _checked(config: dict, spec: CellSpec, asked: str | None = None) -> CellSpec
     """Give the spec its name and refuse impossible values."""
     spec = dataclasses.replace(spec, name=cell_name(config, spec))
     if asked is not None and spec.name != asked:
-        raise UserError(f"'{asked}' is written '{spec.name}' in this config (defaults are left out of a name)")
+        raise UserError(
+            f"'{asked}' is written '{spec.name}' in this config (defaults are left out of a name)"
+        )
     problems = {
         "dataset": spec.dataset in config["datasets"] or f"one of {', '.join(config['datasets'])}",
         "data_fraction": 0 < spec.data_fraction <= 1 or "above 0 and at most 100 %",
@@ -234,7 +245,9 @@ def study_cells(config: dict, study: str) -> dict[str, CellSpec]:
     for arch in entry.get("arch", []):
         base = dataclasses.replace(defaults(config, arch), **entry.get("set", {}))
         ladder = entry.get("widths", config["architectures"][arch]["widths"])
-        widths = ladder.get(arch, config["architectures"][arch]["widths"]) if isinstance(ladder, dict) else ladder
+        widths = (
+            ladder.get(arch, config["architectures"][arch]["widths"]) if isinstance(ladder, dict) else ladder
+        )
         for width, *point in itertools.product(widths, *sweep.values()):
             values = dict(zip(sweep, point, strict=True))
             spec = _checked(config, dataclasses.replace(base, width=width, **values))
@@ -258,7 +271,9 @@ def spec_from_dict(values: dict) -> CellSpec:
     """The inverse of spec_dict. Raises UserError for fields that this version does not know."""
     unknown = set(values) - {f.name for f in dataclasses.fields(CellSpec)}
     if unknown:
-        raise UserError(f"cell spec with unknown fields {', '.join(sorted(unknown))}: written by another version")
+        raise UserError(
+            f"cell spec with unknown fields {', '.join(sorted(unknown))}: written by another version"
+        )
     return CellSpec(**values | {"options": tuple(sorted(values.get("options", {}).items()))})
 
 

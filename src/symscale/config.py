@@ -1,0 +1,74 @@
+"""Load a config and refuse, before any job exists, what cannot be meant."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+from symscale.cells import study_cells
+from symscale.data.sources.schema import DATASET_SCHEMA
+from symscale.errors import UserError
+
+
+def config_schema() -> dict:
+    """config.schema.yaml with the dataset entries and the fields of a cell put where they belong."""
+    schema = yaml.safe_load(resources.files("symscale").joinpath("config.schema.yaml").read_text())
+    sections = schema["properties"]
+    sections["datasets"]["additionalProperties"] = DATASET_SCHEMA
+    fields = schema.pop("cell_fields")
+    study = sections["studies"]["additionalProperties"]
+    for section in (
+        sections["architectures"]["additionalProperties"],
+        sections["training"],
+        study["properties"]["set"],
+    ):
+        section["properties"] |= fields
+    return schema
+
+
+def check(config: dict) -> dict:
+    """The config itself if it is valid; raises UserError with the path of the first key that is not."""
+    validator = jsonschema.Draft202012Validator(config_schema())
+    error = jsonschema.exceptions.best_match(validator.iter_errors(config))
+    if error is not None:
+        path = ".".join(str(p) for p in error.absolute_path) or "(top level)"
+        raise UserError(f"config: {path}: {_reason(error)}")
+    if config["dataset"] not in config["datasets"]:
+        known = ", ".join(config["datasets"])
+        raise UserError(f"config: dataset: '{config['dataset']}' is not under datasets: {known}")
+    for study in config["studies"]:
+        try:
+            study_cells(config, study)
+        except UserError as error:
+            raise UserError(f"config: studies.{study}: {error}") from None
+    return config
+
+
+def _reason(error: jsonschema.ValidationError) -> str:
+    """jsonschema's message, with what is allowed where it leaves that out."""
+    if error.validator == "additionalProperties" and isinstance(error.schema, dict):
+        known = sorted(error.schema.get("properties", {}))
+        extra = sorted(set(error.instance) - set(known))
+        return f"unknown key {', '.join(map(repr, extra))}; known: {', '.join(known)}"
+    if error.validator in ("minItems", "minProperties"):
+        return "must not be empty"
+    return error.message
+
+
+def load(path: str | Path) -> dict:
+    """Read and check one YAML config. Raises UserError that names the file and the key."""
+    try:
+        config = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config; see config.yaml and config/ for ready ones") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: a config is a mapping of keys, this file is not")
+    try:
+        return check(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

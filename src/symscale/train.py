@@ -1,0 +1,368 @@
+"""Train one cell: schedule-free AdamW, validations along the way, checkpoints that neither lose nor repeat a step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from schedulefree import AdamWScheduleFree
+from torch import Tensor, nn
+
+from symscale.cells import CellSpec, spec_dict, spec_hash
+from symscale.checkpoint import EXIT_STOPPED, CheckpointFolder, StopRequest
+from symscale.curves import write_curve
+from symscale.data import loader
+from symscale.data.batch import Batch
+from symscale.data.pack import Pack
+from symscale.errors import UserError
+from symscale.evaluate import evaluate, restore_weights, weights_of
+from symscale.flops import StepCost, count_parameters, step_cost
+from symscale.loss import training_loss
+from symscale.models import build_model
+from symscale.mup import parameter_groups, width_rate
+from symscale.provenance import provenance
+
+LOG_SECONDS = 15.0
+FRACTIONS = tuple(r / 10 for r in range(1, 11))  # r of section 4.2
+COST_BATCHES = 4  # averaged to measure FLOPs per atom, and to calibrate models that need it
+
+
+def validation_steps(total: int, spec: CellSpec) -> tuple[int, ...]:
+    """Steps after which to validate: log-spaced from 0.2 % on, at every r = 0.1 ... 1.0, and every so many."""
+    first = max(1, round(total / 500))
+    steps = {max(1, round(r * total)) for r in FRACTIONS}
+    if spec.validations:
+        steps |= {round(s) for s in np.geomspace(first, total, spec.validations)}
+    if spec.validate_every:
+        steps |= set(range(spec.validate_every, total + 1, spec.validate_every))
+    return tuple(sorted(steps))
+
+
+@dataclass
+class Counters:
+    """What a checkpoint holds besides weights. All sums start at step 0 of the cell, not of this process."""
+
+    step: int = 0
+    molecules: int = 0
+    atoms: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0  # of the training loss since the last row
+    loss_steps: int = 0
+    rows: list[dict] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The fixed parts of a run."""
+
+    spec: CellSpec
+    pack: Pack
+    model: nn.Module
+    forward: Callable[[Batch], tuple[Tensor, Tensor]]  # the model, compiled where asked
+    optimizer: AdamWScheduleFree
+    plan: loader.Plan
+    device: torch.device
+    validate_after: frozenset[int]
+
+    def train_batches(self, start_step: int) -> Iterator[Batch]:
+        return self._batches(self.pack.train, self.plan, start_step)
+
+    def validation_batches(self) -> Iterator[Batch]:
+        split = self.pack.val
+        if self.spec.validation_molecules:
+            split = split.prefix(min(1.0, self.spec.validation_molecules / len(split)))
+        return self._batches(split, loader.Plan(split, self.spec.batch_size), 0)
+
+    def _batches(self, split, plan: loader.Plan, start_step: int) -> Iterator[Batch]:
+        return loader.batches(
+            plan.split,
+            self.pack,
+            plan=plan,
+            cutoff=self.spec.cutoff,
+            max_neighbors=self.spec.max_neighbors,
+            symmetric=self.model.symmetric_edges,
+            device=self.device,
+            start_step=start_step,
+        )
+
+    def loss(self, model, data: Batch, step: int) -> Tensor:
+        """Training loss of a step; its rotations depend on (seed, step) alone."""
+        spec = self.spec
+        generator = torch.Generator().manual_seed((spec.seed << 40) + step)
+        with self.arithmetic():
+            return training_loss(
+                model,
+                data,
+                generator,
+                lambda_energy=spec.lambda_energy,
+                lambda_forces=spec.lambda_forces,
+                augment=spec.augment,
+                symmetry_samples=spec.symmetry_samples,
+                symmetry_weight=spec.symmetry_weight,
+            )
+
+    def arithmetic(self):
+        """bfloat16 autocast where the spec asks for it."""
+        if self.spec.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def set_up(spec: CellSpec, pack: Pack, device: torch.device) -> Setup:
+    """Model, optimiser and order of the data of a cell. Raises UserError where the data cannot fill a step."""
+    torch.set_float32_matmul_precision("high" if spec.precision == "tf32" else "highest")
+    train = pack.train.prefix(spec.data_fraction)
+    model = build_model(spec).to(device)
+    optimizer = AdamWScheduleFree(
+        parameter_groups(model, spec),
+        lr=width_rate(spec),
+        weight_decay=spec.weight_decay,
+        warmup_steps=spec.warmup_steps,
+    )
+    plan = loader.Plan(train, spec.batch_size, epochs=spec.epochs, seed=spec.seed)
+    forward = torch.compile(model, dynamic=True) if spec.compile else model
+    steps = frozenset(validation_steps(len(plan), spec))
+    return Setup(spec, pack, model, forward, optimizer, plan, device, steps)
+
+
+def measure_cost(setup: Setup) -> StepCost:
+    """FLOPs per atom of this cell's own training step, its symmetry loss included."""
+    batches = islice(setup.train_batches(0), COST_BATCHES)
+    return step_cost(setup.model, batches, lambda data: setup.loss(setup.model, data, 0))
+
+
+def train_step(setup: Setup, data: Batch, step: int) -> Tensor:
+    """One optimiser step; returns the loss, still on the device."""
+    loss = setup.loss(setup.forward, data, step)
+    setup.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    setup.optimizer.step()
+    return loss.detach()
+
+
+def validate(setup: Setup, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+    """Validation columns of a row, with the averaged weights; the training weights come back bit for bit.
+
+    Without the copy, switching the optimiser back and forth would round the weights, and training would depend
+    on how often one looks.
+    """
+    saved = weights_of(setup.model)
+    setup.optimizer.eval()
+    setup.model.eval()
+    try:
+        with setup.arithmetic():
+            return evaluate(
+                setup.forward,
+                setup.validation_batches(),
+                setup.pack.sigma,
+                lambda_energy=setup.spec.lambda_energy,
+                lambda_forces=setup.spec.lambda_forces,
+                should_stop=should_stop,
+            )
+    finally:
+        setup.model.train()
+        setup.optimizer.train()
+        restore_weights(setup.model, saved)
+
+
+class Clock:
+    """Seconds of this process on top of those of earlier ones."""
+
+    def __init__(self, before: float):
+        self.before, self.start = before, time.perf_counter()
+
+    def __call__(self) -> float:
+        return self.before + time.perf_counter() - self.start
+
+
+def train(
+    spec: CellSpec,
+    pack: Pack,
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    device: torch.device,
+    checkpoint_minutes: float = 10.0,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Train a cell to its end and write its curve; 0, or EXIT_STOPPED if asked to stop (run it again to go on).
+
+    Raises
+    ------
+    UserError
+        the loss is not finite; the checkpoint belongs to another spec or pack, or is in use.
+    """
+    identity = f"{spec_hash(spec)}-{pack.content_hash[:16]}"
+    with CheckpointFolder(checkpoint, identity) as folder, StopRequest() as stop:
+        setup = set_up(spec, pack, device)
+        counters, cost = _resume(setup, folder)
+        total = len(setup.plan)
+        say(
+            f"{spec.name}: N = {count_parameters(setup.model):,}, {total} steps on {device}, "
+            + (f"resumed at step {counters.step}" if counters.step else "from the start")
+        )
+        finished = _loop(setup, counters, cost, folder, stop, checkpoint_minutes * 60, say)
+        if not finished:
+            folder.stopped()
+            say(f"{spec.name}: asked to stop; saved at step {counters.step} of {total}")
+            return EXIT_STOPPED
+        write_curve(output, counters.rows, _metadata(setup, cost, counters, folder))
+        say(f"{spec.name}: done, val {counters.rows[-1]['val_loss']:.4f}, {output}")
+    return 0
+
+
+def _resume(setup: Setup, folder: CheckpointFolder) -> tuple[Counters, StepCost]:
+    """State of the last checkpoint, or that of step 0."""
+    state = folder.load()
+    setup.optimizer.train()
+    setup.model.train()
+    if state is None:
+        if hasattr(setup.model, "calibrate"):
+            setup.model.calibrate(islice(setup.train_batches(0), COST_BATCHES))
+        return Counters(), measure_cost(setup)
+    setup.model.load_state_dict(state["model"])
+    setup.optimizer.load_state_dict(state["optimizer"])
+    return state["counters"], state["cost"]
+
+
+def _loop(setup, counters: Counters, cost: StepCost, folder, stop, checkpoint_seconds: float, say) -> bool:
+    """Train and validate until the end (True) or until asked to stop (False); saved either way."""
+    total = len(setup.plan)
+    clock = Clock(counters.seconds)
+    loss_sum = torch.tensor(counters.loss_sum, dtype=torch.float64, device=setup.device)
+    saved_at = told_at = time.monotonic()
+    first_step, first_seconds = counters.step, clock()
+
+    def save() -> None:
+        nonlocal saved_at
+        counters.loss_sum, counters.seconds = _finite(setup, counters, loss_sum), clock()
+        folder.save(
+            {
+                "model": setup.model.state_dict(),
+                "optimizer": setup.optimizer.state_dict(),
+                "counters": counters,
+                "cost": cost,
+            }
+        )
+        report()
+        saved_at = time.monotonic()
+
+    def report() -> None:
+        folder.progress(
+            step=counters.step,
+            total_steps=total,
+            epoch=counters.step / setup.plan.steps_per_epoch,
+            val_loss=counters.rows[-1]["val_loss"] if counters.rows else None,
+            seconds=clock(),
+        )
+
+    batches = setup.train_batches(counters.step)
+    with contextlib.closing(batches):
+        while True:
+            due = counters.step in setup.validate_after
+            if due and (not counters.rows or counters.rows[-1]["step"] < counters.step):
+                _finite(setup, counters, loss_sum)
+                losses = validate(setup, lambda: stop.requested)
+                if losses is None:  # the row is made on resuming, from the same weights
+                    save()
+                    return False
+                counters.rows.append(_row(setup, counters, cost, float(loss_sum), clock(), losses))
+                loss_sum.zero_()
+                counters.loss_steps = 0
+            if counters.step == total:
+                save()
+                _save_weights(setup, folder)
+                return True
+            if stop.requested:
+                save()
+                return False
+            if time.monotonic() - saved_at > checkpoint_seconds:
+                save()
+            if time.monotonic() - told_at > LOG_SECONDS:
+                told_at = time.monotonic()
+                _finite(setup, counters, loss_sum)
+                report()
+                rate = (clock() - first_seconds) / (counters.step - first_step)
+                say(_progress_line(setup.spec.name, counters, total, float(loss_sum), rate))
+            data = next(batches)
+            loss_sum += train_step(setup, data, counters.step)
+            counters.step += 1
+            counters.loss_steps += 1
+            counters.molecules += data.num_graphs
+            counters.atoms += data.z.shape[0]
+
+
+def _finite(setup: Setup, counters: Counters, loss_sum: Tensor) -> float:
+    """The sum of the training loss; raises UserError if it is not a number, before that reaches any file."""
+    value = float(loss_sum)
+    if not math.isfinite(value):
+        since = counters.rows[-1]["step"] if counters.rows else 0
+        raise UserError(
+            f"{setup.spec.name}: the training loss became {value} between steps {since} and {counters.step}; "
+            "lower 'lr' or raise 'warmup_steps' for this architecture (the last finite checkpoint is kept)"
+        )
+    return value
+
+
+def _row(setup, counters: Counters, cost: StepCost, loss_sum: float, seconds: float, losses: dict) -> dict:
+    return {
+        "step": counters.step,
+        "epoch": counters.step / setup.plan.steps_per_epoch,
+        "fraction": counters.step / len(setup.plan),
+        "molecules": counters.molecules,
+        "atoms": counters.atoms,
+        "flops": cost.training * counters.atoms,
+        "device_hours": seconds / 3600 * setup.spec.hours_factor,
+        "lr": width_rate(setup.spec),
+        "train_loss": loss_sum / max(counters.loss_steps, 1),
+        **losses,
+    }
+
+
+def _progress_line(
+    name: str, counters: Counters, total: int, loss_sum: float, seconds_per_step: float
+) -> str:
+    left = round(seconds_per_step * (total - counters.step))
+    val = f"{counters.rows[-1]['val_loss']:.4f}" if counters.rows else "-"
+    train_loss = loss_sum / max(counters.loss_steps, 1)
+    return (
+        f"{name}: step {counters.step}/{total} ({100 * counters.step / total:.0f} %)  train {train_loss:.4f}  "
+        f"val {val}  {1 / seconds_per_step:.1f} steps/s  left {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+    )
+
+
+def _save_weights(setup: Setup, folder: CheckpointFolder) -> None:
+    """The averaged weights, ready for use: model.pt beside the checkpoint."""
+    saved = weights_of(setup.model)
+    setup.optimizer.eval()
+    partial = folder.path / ".model.pt.tmp"
+    torch.save({"spec": spec_dict(setup.spec), "model": setup.model.state_dict()}, partial)
+    partial.replace(folder.path / "model.pt")
+    setup.optimizer.train()
+    restore_weights(setup.model, saved)
+
+
+def _metadata(setup: Setup, cost: StepCost, counters: Counters, folder: CheckpointFolder) -> dict:
+    parameters = count_parameters(setup.model)
+    return {
+        "spec": spec_dict(setup.spec),
+        "spec_hash": spec_hash(setup.spec),
+        "N": parameters,
+        "kappa": cost.kappa(parameters),
+        "flops_per_atom": cost.training,
+        "forward_flops_per_atom": cost.forward,
+        "total_steps": len(setup.plan),
+        "data_hash": setup.pack.content_hash,
+        "train_molecules": len(setup.plan.split),
+        "sigma": setup.pack.sigma,
+        "restarts": folder.restarts,
+        "preemptions": folder.preemptions,
+        **provenance(setup.device),
+    }

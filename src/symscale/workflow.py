@@ -1,0 +1,120 @@
+"""What the Snakefile asks of a config. Plain Python: runs, and is tested, without Snakemake."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from symscale import cells
+from symscale import config as configs
+from symscale.cells import CellSpec
+from symscale.data.sources.schema import missing_inputs
+from symscale.errors import UserError
+
+# how a rule calls the command line: with the Python that runs Snakemake, whether or not its bin/ is on PATH
+SYMSCALE = f"{shlex.quote(sys.executable)} -m symscale"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked config with its cells. Methods that take ``wildcards`` are Snakemake input functions."""
+
+    config: dict
+    cells: dict[str, CellSpec]
+    studies: dict[str, list[str]]
+
+    @classmethod
+    def from_config(cls, config: dict) -> Sweep:
+        """Check and expand. Exits with one line where the config is invalid."""
+        try:
+            configs.check(config)
+            studies = {study: list(cells.study_cells(config, study)) for study in config["studies"]}
+            return cls(config, cells.expand(config), studies)
+        except UserError as error:
+            sys.exit(f"symscale: {error}")
+
+    @property
+    def results(self) -> str:
+        return self.config["results"].rstrip("/")
+
+    @property
+    def logs(self) -> str:
+        """``results/paper`` -> ``logs/paper``."""
+        return str(Path("logs", *[p for p in Path(self.results).parts if p != "results"]))
+
+    @property
+    def data_dir(self) -> str:
+        return self.config.get("data_dir", "data")
+
+    def spec(self, name: str) -> CellSpec:
+        """The spec of any cell name of the grammar. Exits with one line where it is not one."""
+        if name in self.cells:
+            return self.cells[name]
+        try:
+            return cells.parse_name(self.config, name)
+        except UserError as error:
+            sys.exit(f"symscale: {error}")
+
+    def check_targets(self, targets) -> None:
+        """Refuse a misspelt cell before Snakemake says 'no rule to produce'."""
+        for target in targets or ():
+            found = re.fullmatch(
+                re.escape(self.results) + r"/([^/]+)/(?:curve\.parquet|cell\.json)", str(target)
+            )
+            if found:
+                self.spec(found.group(1))
+            elif re.fullmatch(r"results/.+/curve\.parquet", str(target)):
+                sys.exit(
+                    f"symscale: {target}: this config writes to {self.results}/<cell>/curve.parquet; "
+                    "choose another sweep with --configfile"
+                )
+
+    def check_data(self, packs) -> None:
+        """Stop with where to get it if the source of one of the packs that a run needs is not there."""
+        problems = [p for pack in packs for p in missing_inputs(self.dataset(pack))]
+        if problems:
+            sys.exit("symscale: " + "\n".join(problems))
+
+    def dataset(self, pack: str) -> dict:
+        """The config's entry behind a pack folder's name."""
+        for name, entry in self.config["datasets"].items():
+            if Path(cells.data_folder(self.config, name)).name == pack:
+                return entry
+        known = ", ".join(Path(cells.data_folder(self.config, n)).name for n in self.config["datasets"])
+        sys.exit(f"symscale: {self.data_dir}/{pack}: not a dataset of this config, whose packs are {known}")
+
+    def dataset_json(self, wildcards) -> str:
+        return json.dumps(self.dataset(wildcards.pack), sort_keys=True)
+
+    def cell_json(self, wildcards) -> str:
+        return cells.cell_document(self.config, self.spec(wildcards.cell))
+
+    def studies_json(self) -> str:
+        """Study -> cells and its words, for the analysis; changes when a study does, not when code does."""
+        words = {
+            name: {k: entry[k] for k in ("title", "question", "paper") if k in entry}
+            for name, entry in self.config["studies"].items()
+        }
+        return json.dumps({name: words[name] | {"cells": self.studies[name]} for name in words}, indent=1)
+
+    def manifest(self, wildcards) -> str:
+        """The manifest of the pack that a cell trains on."""
+        return f"{self.data_folder(wildcards)}/manifest.json"
+
+    def data_folder(self, wildcards) -> str:
+        return cells.data_folder(self.config, self.spec(wildcards.cell).dataset)
+
+    def checkpoint(self, wildcards) -> str:
+        return cells.checkpoint_folder(self.config, wildcards.cell)
+
+    def curves(self, _wildcards=None) -> list[str]:
+        """Curves of every cell of every study."""
+        return [f"{self.results}/{name}/curve.parquet" for name in self.cells]
+
+    def analysis_options(self) -> str:
+        """The config's ``analysis`` section as JSON."""
+        return json.dumps(self.config.get("analysis", {}), sort_keys=True)

@@ -1,0 +1,147 @@
+"""Cell names and specs: one name a spec, one spec a name."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from symscale import cells
+from symscale import config as configs
+from symscale.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+PAPER = configs.load(ROOT / "config/paper.yaml")
+DEFAULT = configs.load(ROOT / "config.yaml")
+
+
+def varied(arch):
+    """Strategy of the fields that a name of this architecture may carry."""
+    fields = {
+        "width": st.integers(1, 5000),
+        "depth": st.integers(1, 40),
+        "data_fraction": st.integers(1, 1000).map(lambda n: n / 1000),
+        "epochs": st.integers(1, 300),
+        "batch_size": st.integers(1, 1024),
+        "lr": st.sampled_from([1e-4, 5e-4, 1e-3, 2e-3, 3.3e-5]),
+        "symmetry_samples": st.integers(0, 9),
+        "augment": st.booleans(),
+        "seed": st.integers(0, 99),
+    }
+    if arch == "esen":
+        fields |= {
+            "lmax": st.integers(2, 6),
+            "mmax": st.integers(0, 2),
+            "hidden_channels": st.integers(1, 64),
+        }
+    if arch == "mpnn":
+        fields["absolute"] = st.booleans()
+    return st.fixed_dictionaries(fields)
+
+
+@given(st.data(), st.sampled_from(["mpnn", "esen", "egnn", "gemnet"]))
+@settings(max_examples=300, deadline=None)
+def test_name_and_spec_determine_each_other(data, arch):
+    """Two specs never share a name, and a name gives back its spec."""
+    spec = dataclasses.replace(cells.defaults(PAPER, arch), **data.draw(varied(arch)))
+    named = dataclasses.replace(spec, name=cells.cell_name(PAPER, spec))
+    assert cells.parse_name(PAPER, named.name) == named
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("esen_c16", "lmax", 4),
+        ("esen_c16_l2", "lmax", 2),
+        ("mpnn_w128_sym", "symmetry_samples", 5),
+        ("mpnn_w128_d1_e100_aug", "data_fraction", 0.01),
+        ("mpnn_w128_d1_e100_aug", "augment", True),
+        ("esen_c16_d10", "data_fraction", 0.1),
+        ("esen_c16_s1", "seed", 1),
+        ("egnn_w32", "batch_size", 128),
+        ("gemnet_w64", "cutoff", 10.0),
+        ("esen_c17", "width", 17),
+    ],
+)
+def test_names_mean_what_the_grammar_says(name, field, value):
+    """Suffixes set their field; everything else is the architecture's default."""
+    assert getattr(cells.parse_name(PAPER, name), field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("painn_w64", "mpnn, egnn, gemnet, esen"),
+        ("mpnn_c64", "mpnn_w<width>"),
+        ("mpnn_w0", "at least 1"),
+        ("mpnn_w064", "not a cell name"),
+        ("mpnn", "not a cell name"),
+        ("mpnn_w64_l2", "says nothing about mpnn"),
+        ("mpnn_w64_depth5", "written 'mpnn_w64'"),
+        ("mpnn_w64_s1_aug", "written 'mpnn_w64_aug_s1'"),
+        ("mpnn_w64_s1_s2", "says nothing"),
+        ("mpnn_w64_d0", "data_fraction"),
+        ("mpnn_w64_d101", "data_fraction"),
+        ("esen_c4_l1", "mmax"),
+        ("mpnn_w64_on-nowhere", "omol25"),
+        ("../etc", "not a cell name"),
+    ],
+)
+def test_wrong_names_say_in_one_line_what_is_allowed(name, says):
+    """A malformed or impossible name is refused with what would be right."""
+    with pytest.raises(UserError) as refused:
+        cells.parse_name(PAPER, name)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_paper_config_expands_to_the_published_ladders():
+    """48 cells: 15 MPNN, 14 EGNN, 12 GemNet-OC, 7 eSEN (Tables 3-6)."""
+    names = list(cells.study_cells(PAPER, "main"))
+    counts = {arch: sum(n.startswith(arch + "_") for n in names) for arch in PAPER["architectures"]}
+    assert counts == {"mpnn": 15, "egnn": 14, "gemnet": 12, "esen": 7}
+
+
+def test_equal_specs_of_two_studies_are_one_cell():
+    """The union of the studies trains a spec once, whoever asks for it."""
+    config = DEFAULT | {
+        "studies": {
+            "main": {"arch": ["esen"], "widths": [4, 8]},
+            "order": {"arch": ["esen"], "widths": [4], "sweep": {"lmax": [2, 3]}},
+            "named": {"cells": ["esen_c8", "esen_c4_l3"]},
+        }
+    }
+    assert list(cells.expand(config)) == ["esen_c4", "esen_c8", "esen_c4_l3"]
+
+
+def test_a_field_without_a_token_cannot_vary_between_cells():
+    """Otherwise two specs would share a name."""
+    config = DEFAULT | {"studies": {"x": {"arch": ["mpnn"], "set": {"weight_decay": 0.1}}}}
+    with pytest.raises(UserError, match="'weight_decay' cannot vary"):
+        cells.study_cells(config, "x")
+
+
+def test_spec_survives_json_and_its_hash_sees_every_field():
+    """cell.json gives back the spec; any changed field changes the hash."""
+    spec = cells.parse_name(PAPER, "esen_c16_l2")
+    assert cells.spec_from_dict(cells.spec_dict(spec)) == spec
+    changed = {"weight_decay": 0.5, "cutoff": 5.0, "compile": True, "options": (("a", 1),)}
+    hashes = {cells.spec_hash(dataclasses.replace(spec, **{k: v})) for k, v in changed.items()}
+    assert len(hashes | {cells.spec_hash(spec)}) == len(changed) + 1
+
+
+def test_two_sweeps_never_share_a_folder():
+    """Results, checkpoints and packs of config.yaml and config/paper.yaml are apart."""
+    assert DEFAULT["results"] != PAPER["results"]
+    assert cells.checkpoint_folder(DEFAULT, "x") != cells.checkpoint_folder(PAPER, "x")
+    other = DEFAULT | {"datasets": {"xtb": DEFAULT["datasets"]["xtb"] | {"molecules": 7}}}
+    assert cells.data_folder(DEFAULT, "xtb") != cells.data_folder(other, "xtb")
+
+
+def test_read_cell_names_the_file_and_the_fix(tmp_path):
+    """A missing or damaged cell.json is reported by path."""
+    with pytest.raises(UserError, match=r"cell\.json: no such file"):
+        cells.read_cell(tmp_path / "cell.json")
+    (tmp_path / "cell.json").write_text('{"spec": {')
+    with pytest.raises(UserError, match=r"cell\.json: not a cell description"):
+        cells.read_cell(tmp_path / "cell.json")

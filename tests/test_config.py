@@ -1,0 +1,89 @@
+"""Configs are refused by key before any job exists."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from symscale import config as configs
+from symscale.cells import CellSpec
+from symscale.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted([ROOT / "config.yaml", *ROOT.glob("config/*.yaml")])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_shipped_configs_are_valid(path):
+    """Every config in the repository passes its own schema and expands."""
+    assert configs.load(path)["studies"]
+
+
+def edited(changes):
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    for path, value in changes.items():
+        *parents, key = path.split("/")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        if value is None:
+            del node[key]
+        else:
+            node[key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"colour": 1}, "'colour'"),
+        ({"results": None}, "'results' is a required property"),
+        ({"architectures/mpnn/widths": []}, "architectures.mpnn.widths"),
+        ({"architectures/mpnn/widths": [16, 16]}, "architectures.mpnn.widths"),
+        ({"architectures/mpnn/widths": [16, -1]}, "architectures.mpnn.widths.1"),
+        ({"architectures/mpnn/widht": 3}, "architectures.mpnn"),
+        ({"architectures/mpnn/depth": "five"}, "architectures.mpnn.depth"),
+        ({"training/lr": 0}, "training.lr"),
+        ({"training/data_fraction": 1.5}, "training.data_fraction"),
+        ({"training/precision": "fp8"}, "training.precision"),
+        ({"training/epoch": 3}, "training"),
+        ({"datasets/xtb/molecules": 1}, "datasets.xtb.molecules"),
+        ({"datasets/xtb/molecule": 100}, "datasets.xtb"),
+        ({"datasets/xtb/source": "qm9"}, "datasets.xtb.source"),
+        ({"dataset": "omol25"}, "'omol25' is not under datasets"),
+        ({"studies": {}}, "studies"),
+        ({"studies/main/arch": ["painn"]}, "studies.main: unknown architecture 'painn'"),
+        ({"studies/main": {"title": "nothing"}}, "studies.main: no cells"),
+        ({"studies/main": {"cells": ["mpnn_x3"]}}, "studies.main: 'mpnn_x3'"),
+        ({"analysis/bootstraps": 0}, "analysis.bootstraps"),
+        ({"analysis/linf": 3}, "analysis.linf"),
+    ],
+)
+def test_a_wrong_config_is_refused_with_the_keys_path(changes, says):
+    """Unknown keys, wrong types, empty ladders and bad ranges are named."""
+    with pytest.raises(UserError) as refused:
+        configs.check(edited(changes))
+    assert says in str(refused.value)
+
+
+def test_the_schema_knows_every_field_of_a_cell():
+    """A field that the schema left out could not be set; one that it invents would crash later."""
+    settable = set(configs.config_schema()["properties"]["training"]["properties"])
+    assert settable == {f.name for f in dataclasses.fields(CellSpec)} - {"name", "arch", "width"}
+
+
+def test_checking_changes_nothing():
+    """A valid config comes back as it was."""
+    config = edited({})
+    assert configs.check(copy.deepcopy(config)) == config
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [1", "", "\x00"])
+def test_a_file_that_is_no_config_is_named(tmp_path, text):
+    """Broken YAML and other files are reported by path."""
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"x\.yaml"):
+        configs.load(path)

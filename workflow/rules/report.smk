@@ -1,0 +1,29 @@
+# analysis -> figures -> one self-contained page
+
+
+rule figures:
+    input:
+        rules.analyse.output,
+    output:
+        directory(f"{sweep.results}/figures"),
+    log:
+        f"{sweep.logs}/figures.log",
+    params:
+        analysis=f"{sweep.results}/analysis",
+    shell:
+        "{SYMSCALE} figures --analysis {params.analysis:q} --out {output:q} 2> {log:q}"
+
+
+rule report:
+    input:
+        rules.analyse.output,
+        figures=f"{sweep.results}/figures",
+        curves=sweep.curves,
+    output:
+        f"{sweep.results}/report.html",
+    log:
+        f"{sweep.logs}/report.log",
+    params:
+        results=sweep.results,
+    shell:
+        "{SYMSCALE} report --results {params.results:q} --out {output:q} 2> {log:q}"
