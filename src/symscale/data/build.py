@@ -1,0 +1,346 @@
+"""From a dataset entry to a pack: stage, split, reference, shuffle, write. Killed at any point, it resumes."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from contextlib import contextmanager
+
+import numpy as np
+from tqdm import tqdm
+
+from symscale.data import chunks, pack
+from symscale.data.checks import check_labels
+from symscale.data.reference import ELEMENTS, LeastSquares, References
+from symscale.data.sources import source_module
+from symscale.data.sources.schema import input_paths, missing_inputs, thresholds
+from symscale.data.split import DROPPED, TRAIN, VAL, assign, duplicates, leakage
+from symscale.data.stage import stage_all
+from symscale.errors import UserError
+
+BUCKET_BYTES = 128 * 2**20  # sorted and written at a time
+
+
+def build_pack(entry: dict, out: str, processes: int | None = None) -> tuple[dict, bool]:
+    """Make the pack of ``entry`` in the folder ``out`` ; returns its manifest and whether it was made now.
+
+    A finished pack whose source is unchanged is returned at once; a changed source is packed again. Everything is
+    prepared in ``<out>.partial`` and renamed at the end, so that ``out`` is whole or absent.
+
+    Raises
+    ------
+    UserError
+        Missing or unreadable input, a full disk, labels that fail the checks: naming the file and the fix.
+    """
+    if missing := missing_inputs(entry):
+        raise UserError("; ".join(missing))
+    source = fingerprint(entry)
+    out = os.path.abspath(out)
+    if os.path.exists(os.path.join(out, "manifest.json")):
+        manifest = pack.read_manifest(out)
+        if manifest["entry"] == entry and manifest["fingerprint"] == source:
+            return manifest, False
+        tqdm.write(f"{out}: its source has changed since it was packed; packing again")
+    elif os.path.isdir(out) and set(os.listdir(out)) - set(pack.SPLITS):
+        raise UserError(f"{out}: exists and is not a pack; give another folder or remove it")
+    started = time.time()
+    work = f"{out}.partial"
+    with chunks.disk_errors(work):
+        os.makedirs(work, exist_ok=True)
+    with _lock(work):
+        staging = _staging(work, entry, source)
+        tasks = source_module(entry).tasks(entry)
+        reports = stage_all(staging, entry, tasks, processes or os.cpu_count() or 1)
+        stems, given = [], []
+        for index, (task, report) in enumerate(zip(tasks, reports, strict=True)):
+            stems += [os.path.join(staging, f"{index:06d}.{block:04d}") for block in range(report["chunks"])]
+            given += [task.part] * report["chunks"]
+        staged = Counter()
+        for report in reports:
+            staged.update(report["dropped"])
+        if not sum(report["samples"] for report in reports):
+            raise UserError(
+                f"{' '.join(input_paths(entry)) or entry['source']}: no usable samples; dropped: {dict(staged)}"
+            )
+        names = [task.name for task in tasks]
+        labels = check_labels(stems, names, entry)
+        parts = assign(stems, given, entry)
+        references, stats = _references(stems, parts, entry, staged)
+        manifest = _write(stems, parts, os.path.join(work, "pack"), entry)
+        manifest |= {
+            "format": pack.FORMAT,
+            "entry": entry,
+            "fingerprint": source,
+            "references": {str(z): float(references.values[z]) for z in np.flatnonzero(references.molecules)},
+            **stats,
+            "dropped": {reason: count for reason, count in staged.items() if count},
+            "rare_elements": {str(z): n for z, n in references.rare_elements().items()},
+            "undetermined_elements": references.undetermined_elements(),
+            "leakage": leakage(stems, parts),
+            "duplicates": duplicates(stems, parts),
+            "labels": labels,
+            "seconds": round(time.time() - started, 1),
+        }
+        manifest["content_hash"] = pack.content_hash(
+            manifest["files"], manifest["references"], manifest["mu"], manifest["sigma"]
+        )
+        path = os.path.join(work, "pack", "manifest.json")
+        with chunks.disk_errors(path), open(path, "w") as f:
+            json.dump(manifest, f, indent=1)
+        _install(os.path.join(work, "pack"), out)
+        shutil.rmtree(work, ignore_errors=True)
+    return manifest, True
+
+
+def fingerprint(entry: dict) -> dict[str, list[int]]:
+    """Size and time of change of every file the entry reads."""
+    found = {}
+    for path in input_paths(entry):
+        files = (
+            [os.path.join(d, f) for d, _, fs in os.walk(path) for f in fs] if os.path.isdir(path) else [path]
+        )
+        for name in sorted(f for f in files if not f.endswith("-lock")):
+            status = os.stat(name)
+            found[name] = [status.st_size, status.st_mtime_ns]
+    return found
+
+
+@contextmanager
+def _lock(work: str):
+    with open(os.path.join(work, "lock"), "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{work}: another process is packing into it; wait for it or end it") from None
+        yield
+
+
+def _staging(work: str, entry: dict, source: dict) -> str:
+    """The folder of chunk files; emptied if it is of another entry or source."""
+    staging, state = os.path.join(work, "staging"), os.path.join(work, "source.json")
+    now = json.dumps([pack.FORMAT, entry, source], sort_keys=True)
+    before = open(state).read() if os.path.exists(state) else None
+    if before != now:
+        shutil.rmtree(staging, ignore_errors=True)
+    with chunks.disk_errors(work):
+        os.makedirs(staging, exist_ok=True)
+        with open(f"{state}.tmp", "w") as f:
+            f.write(now)
+        os.replace(f"{state}.tmp", state)
+    return staging
+
+
+def _references(
+    stems: list[str], parts: list[np.ndarray], entry: dict, dropped: Counter
+) -> tuple[References, dict]:
+    """References, mu and sigma of the training part; marks outliers and unreferenced samples as dropped."""
+    limits = thresholds(entry)
+    if "max_force" in limits:
+        for stem, part in zip(stems, parts, strict=True):
+            outlier = (chunks.read_rows(stem)["max_force"] > limits["max_force"]) & (part != DROPPED)
+            dropped["force above max_force"] += int(outlier.sum())
+            part[outlier] = DROPPED
+    references = _fit(stems, parts, entry)
+    if "max_residual" in limits:
+        mu, _, _ = _moments(stems, parts, references)
+        for stem, part in zip(stems, parts, strict=True):
+            rows, residual, _ = _residuals(stem, references)
+            outlier = (np.abs(residual - mu) / rows["natoms"] > limits["max_residual"]) & (part != DROPPED)
+            dropped["energy beyond max_residual"] += int(outlier.sum())
+            part[outlier] = DROPPED
+        references = _fit(stems, parts, entry)
+    for stem, part in zip(stems, parts, strict=True):
+        _, _, determined = _residuals(stem, references)
+        unknown = (part == VAL) & ~determined
+        dropped["validation composition that training does not determine"] += int(unknown.sum())
+        part[unknown] = DROPPED
+    for name, which in (("training", TRAIN), ("validation", VAL)):
+        if not any((part == which).any() for part in parts):
+            raise UserError(f"no {name} samples are left; dropped: {dict(dropped)}")
+    mu, sigma, worst = _moments(stems, parts, references)
+    if not sigma > 1e-9:
+        raise UserError(
+            "all referenced energies of the training part are equal, so sigma is 0: add more data"
+        )
+    return references, {"mu": mu, "sigma": sigma, "worst_residual_per_atom": worst}
+
+
+def _fit(stems: list[str], parts: list[np.ndarray], entry: dict) -> References:
+    fit = LeastSquares()
+    for stem, part in zip(stems, parts, strict=True):
+        rows = chunks.read_rows(stem)
+        train = part == TRAIN
+        if train.any():
+            table = chunks.composition(rows, chunks.read_flat(stem, "z"))
+            fit.add(table[train], rows["energy"][train])
+    if not fit.molecules.any():
+        raise UserError("no training samples are left: loosen max_force, max_residual or validation")
+    references = fit.solve()
+    if given := entry.get("references"):
+        from ase.data import atomic_numbers, chemical_symbols
+
+        values = np.zeros(ELEMENTS)
+        for symbol, value in given.items():
+            if symbol not in atomic_numbers:
+                raise UserError(f"references: {symbol}: no such element")
+            values[atomic_numbers[symbol]] = value
+        if lacking := [
+            chemical_symbols[z] for z in np.flatnonzero(fit.molecules) if chemical_symbols[z] not in given
+        ]:
+            raise UserError(f"references: no value for {', '.join(lacking)}, which the training part has")
+        references = References(values, references.scale, references.basis, references.molecules)
+    return references
+
+
+def _residuals(stem: str, references: References) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, referenced energies (eV) and whether the references are determined, of a chunk."""
+    rows = chunks.read_rows(stem)
+    table = chunks.composition(rows, chunks.read_flat(stem, "z"))
+    return rows, rows["energy"] - table @ references.values, references.determined(table)
+
+
+def _moments(stems: list[str], parts: list[np.ndarray], references: References) -> tuple[float, float, float]:
+    """Mean and standard deviation of the training part's referenced energies; largest |residual| per atom."""
+    count, mean, squares, worst = 0, 0.0, 0.0, 0.0
+    for stem, part in zip(stems, parts, strict=True):
+        rows, residual, _ = _residuals(stem, references)
+        train = part == TRAIN
+        x = residual[train]
+        if not len(x):
+            continue
+        # Chan, Golub and LeVeque's update: no cancellation however large the mean
+        delta = x.mean() - mean
+        squares += np.square(x - x.mean()).sum() + delta**2 * count * len(x) / (count + len(x))
+        mean += delta * len(x) / (count + len(x))
+        count += len(x)
+        worst = max(worst, float(np.max(np.abs(x) / rows["natoms"][train])))
+    return float(mean), float(np.sqrt(squares / max(count, 1))), worst
+
+
+class _Writer:
+    """One ``.npy`` written in pieces, hashed on the way."""
+
+    def __init__(self, path: str, name: str, rows: int):
+        dtype, trailing = pack.ARRAYS[name]
+        self.path, self.dtype, self.shape = path, np.dtype(dtype), (rows, *trailing)
+        self.file = open(path, "w+b")
+        header = {"descr": dtype, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+        self.file.seek(0)
+        self.hash = hashlib.sha256(self.file.read())
+
+    def write(self, array: np.ndarray) -> None:
+        data = np.ascontiguousarray(array, dtype=self.dtype).tobytes()
+        with chunks.disk_errors(self.path):
+            self.file.write(data)
+        self.hash.update(data)
+
+    def close(self) -> dict:
+        with chunks.disk_errors(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+        return {
+            "bytes": os.path.getsize(self.path),
+            "shape": list(self.shape),
+            "sha256": self.hash.hexdigest(),
+        }
+
+
+def _write(stems: list[str], parts: list[np.ndarray], folder: str, entry: dict) -> dict:
+    """Sort all samples by key, one key range at a time, into the final arrays."""
+    shutil.rmtree(folder, ignore_errors=True)
+    molecules, atoms = Counter(), Counter()
+    for stem, part in zip(stems, parts, strict=True):
+        natoms = chunks.read_rows(stem)["natoms"]
+        for split, which in zip(pack.SPLITS, (TRAIN, VAL), strict=True):
+            molecules[split] += int((part == which).sum())
+            atoms[split] += int(natoms[part == which].sum())
+    writers = {}
+    with chunks.disk_errors(folder):
+        for split in pack.SPLITS:
+            os.makedirs(os.path.join(folder, split))
+            m, a = molecules[split], atoms[split]
+            for name in pack.ARRAYS:
+                rows = a if name in chunks.FLAT else m + (name == "offsets")
+                writers[split, name] = _Writer(os.path.join(folder, split, f"{name}.npy"), name, rows)
+            writers[split, "offsets"].write(np.zeros(1))
+    end = dict.fromkeys(pack.SPLITS, 0)
+    elements = {split: np.zeros(ELEMENTS, dtype=np.int64) for split in pack.SPLITS}
+    charges, spins = Counter(), Counter()
+    buckets = -(-sum(atoms.values()) * 25 // BUCKET_BYTES) or 1
+    bounds = [min(2**64 - 1, b * 2**64 // buckets) for b in range(buckets + 1)]
+    for first, last in tqdm(
+        list(itertools.pairwise(bounds)), desc="shuffle", unit="bucket", disable=buckets < 3
+    ):
+        rows, part, flat = _bucket(stems, parts, first, last, closed=last == bounds[-1])
+        for split, which in zip(pack.SPLITS, (TRAIN, VAL), strict=True):
+            chosen = np.flatnonzero(part == which)
+            chosen = chosen[np.argsort(rows["key"][chosen], kind="stable")]
+            picked = rows[chosen]
+            index = chunks.ragged(picked["start"], picked["natoms"].astype(np.int64))
+            for name, array in flat.items():
+                writers[split, name].write(array[index])
+            ends = end[split] + np.cumsum(picked["natoms"], dtype=np.int64)
+            end[split] = int(ends[-1]) if len(ends) else end[split]
+            writers[split, "offsets"].write(ends)
+            writers[split, "energy"].write(picked["energy"])
+            writers[split, "molecule"].write(picked["molecule"])
+            elements[split] += np.bincount(flat["z"][index], minlength=ELEMENTS)
+            charges.update(picked["charge"].tolist())
+            spins.update(picked["spin"].tolist())
+    return {
+        "files": {f"{split}/{name}.npy": writer.close() for (split, name), writer in writers.items()},
+        "counts": {
+            split: {
+                "molecules": molecules[split],
+                "atoms": atoms[split],
+                "elements": {str(z): int(elements[split][z]) for z in np.flatnonzero(elements[split])},
+            }
+            for split in pack.SPLITS
+        },
+        "charge": {str(k): v for k, v in sorted(charges.items())},
+        "spin": {str(k): v for k, v in sorted(spins.items())},
+    }
+
+
+def _bucket(stems, parts, first: int, last: int, closed: bool):
+    """Rows, parts and flat arrays of all samples with first <= key < last (<= last if ``closed``)."""
+    rows, part, flat, atoms = [], [], {name: [] for name in chunks.FLAT}, 0
+    for stem, chunk_part in zip(stems, parts, strict=True):
+        chunk = chunks.read_rows(stem)
+        low = int(np.searchsorted(chunk["key"], np.uint64(first)))
+        high = int(np.searchsorted(chunk["key"], np.uint64(last), side="right" if closed else "left"))
+        if low == high:
+            continue
+        picked = chunk[low:high].copy()
+        start = int(picked["start"][0])
+        stop = int(picked["start"][-1] + picked["natoms"][-1])
+        picked["start"] += atoms - start
+        atoms += stop - start
+        rows.append(picked)
+        part.append(chunk_part[low:high])
+        for name in chunks.FLAT:
+            flat[name].append(np.array(chunks.read_flat(stem, name)[start:stop]))
+    if not rows:
+        empty = {name: np.zeros((0, *shape), dtype) for name, (dtype, shape) in chunks.FLAT.items()}
+        return np.zeros(0, chunks.ROW), np.zeros(0, np.uint8), empty
+    return (
+        np.concatenate(rows),
+        np.concatenate(part),
+        {name: np.concatenate(arrays) for name, arrays in flat.items()},
+    )
+
+
+def _install(folder: str, out: str) -> None:
+    """Rename the finished pack to its name, in the place of what was there of an earlier one."""
+    with chunks.disk_errors(out):
+        if os.path.isdir(out):
+            shutil.rmtree(out)
+        os.rename(folder, out)
