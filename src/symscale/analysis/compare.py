@@ -1,0 +1,248 @@
+"""Tests between architectures and studies, and of a law against itself. Each gives a number, an interval, a p value
+and a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from symscale.analysis import intervals as iv
+from symscale.analysis.frontier import fit_frontier, redraw
+from symscale.analysis.laws import Fit, fit
+from symscale.analysis.solver import predict, solve
+from symscale.analysis.sweep import GroupAnalysis, Options, Record
+from symscale.errors import UserError
+
+LR_DRAWS = 399
+MIN_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """estimate is second minus first (exponents), log10 of a factor (shift), a likelihood ratio or an error in
+    log L, as `kind` says; p is two-sided, NaN where there is no test."""
+
+    kind: str
+    what: str
+    first: str
+    second: str
+    estimate: float
+    lo: float
+    hi: float
+    p: float
+    verdict: str
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+def welch(difference: float, errors: tuple[float, float], df: int) -> tuple[float, float, float]:
+    """lo, hi, p of a difference of independent estimates by Student's t."""
+    from scipy.special import stdtr
+
+    error = float(np.hypot(*errors))
+    if not np.isfinite(error) or error <= 0:
+        return float("nan"), float("nan"), float("nan")
+    low, high = iv.student(difference, error, df)
+    return low, high, float(2 * stdtr(max(df, 1), -abs(difference) / error))
+
+
+def find(analysis: GroupAnalysis, law: str, x: str = "", variant: str = "") -> Record | None:
+    """The record of a law, if it was fitted."""
+    for r in analysis.records:
+        if (r.law, r.x, r.variant) == (law, x, variant) and r.status != "not fitted":
+            return r
+    return None
+
+
+def error_of(record: Record, name: str) -> float:
+    """Standard error over runs: of the draws (bootstrap), or what a jackknife interval implies if it is wider."""
+    draws = record.draws.get(name)
+    error = float(np.std(draws[np.isfinite(draws)], ddof=1)) if draws is not None else float("nan")
+    if name in record.jackknife:
+        from scipy.special import stdtrit
+
+        low, high = record.jackknife[name]
+        wide = (high - low) / 2 / float(stdtrit(max(len(record.cells) - 1, 1), 0.975))
+        error = max(error, wide) if np.isfinite(error) else wide
+    return error
+
+
+def exponents(first: GroupAnalysis, second: GroupAnalysis) -> list[Comparison]:
+    """Difference of every exponent two groups share: t on per-run standard errors, df G1 + G2 - 2.
+
+    A per-point test would reject 22-25 % of true nulls at its nominal 5 %.
+    """
+    out = []
+    df = first.points["run"].nunique() + second.points["run"].nunique() - 2
+    cases = (("sum", "", "alpha"), ("sum", "", "beta"), ("closed_form", "C", "gamma"), ("frontier", "C", "gamma"),
+             ("frontier", "H", "gamma"))  # fmt: skip
+    for law, x, name in cases:
+        a, b = find(first, law, x), find(second, law, x)
+        if a is None or b is None or not a.n_bootstrap or not b.n_bootstrap:
+            continue
+        difference = b.params[name][0] - a.params[name][0]
+        low, high, p = welch(difference, (error_of(a, name), error_of(b, name)), df)
+        label = f"{name} ({law}{', ' + x if x else ''})"
+        out.append(Comparison("exponent", label, first.group, second.group, difference, low, high, p,
+                              _sentence(label, first.group, second.group, difference, low, high, p)))  # fmt: skip
+    return out
+
+
+def _sentence(what, first, second, difference, low, high, p) -> str:
+    if not np.isfinite(p):
+        return f"{what}: {second} minus {first} is {difference:+.3f}; too few runs for a test"
+    verb = "differs from" if p < 0.05 else "is not distinguished from"
+    tail = f"by {difference:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.2g}"
+    return f"{what} of {second} {verb} {first}'s {tail}"
+
+
+def parallel_shift(
+    first: GroupAnalysis, second: GroupAnalysis, x: str = "C", variant: str = ""
+) -> Comparison | None:
+    """Same slope, different factor? The slopes are tested as above; the shift is log10 of second's loss over
+    first's at the middle of their common budgets, under one slope if the test does not refuse it.
+
+    numbers: slope_p, slope_difference, common_gamma, vertical (log10 loss) and horizontal (log10 budget: what the
+    second needs more to reach the same loss) with their intervals.
+    """
+    a, b = find(first, "frontier", x, variant), find(second, "frontier", x, variant)
+    if a is None or b is None or not a.n_bootstrap or not b.n_bootstrap:
+        return None
+    df = first.points["run"].nunique() + second.points["run"].nunique() - 2
+    difference = b.params["gamma"][0] - a.params["gamma"][0]
+    errors = error_of(a, "gamma"), error_of(b, "gamma")
+    low, high, slope_p = welch(difference, errors, df)
+    spans = [g.frontier.loc[g.frontier["x"] == x, "budget"] for g in (first, second)]
+    middle = 0.5 * (np.log(max(s.min() for s in spans)) + np.log(min(s.max() for s in spans)))
+    level = [np.log(r.params["F"][0]) - r.params["gamma"][0] * middle for r in (a, b)]
+    level_error = [np.std(np.log(r.draws["F"]) - r.draws["gamma"] * middle, ddof=1) for r in (a, b)]
+    vertical = (level[1] - level[0]) / np.log(10)
+    v_low, v_high, p = welch(vertical, tuple(e / np.log(10) for e in level_error), df)
+    weights = 1 / np.square(errors)
+    gamma = float(np.average([a.params["gamma"][0], b.params["gamma"][0]], weights=weights))
+    same = not slope_p < 0.05
+    verdict = (
+        f"frontiers of {first.group} and {second.group} in {x} are "
+        f"{'parallel within the noise' if same else 'not parallel'} (slopes differ by {difference:+.3f}, "
+        f"p = {slope_p:.2g}); {second.group} lies {vertical:+.3f} [{v_low:+.3f}, {v_high:+.3f}] in log10 L, "
+        f"that is {vertical / gamma:+.3f} in log10 {x}"
+    )
+    numbers = {"slope_p": slope_p, "slope_difference": difference, "slope_lo": low, "slope_hi": high}
+    numbers |= {"common_gamma": gamma, "horizontal": vertical / gamma, "horizontal_lo": v_low / gamma}
+    numbers |= {"horizontal_hi": v_high / gamma, "middle": float(np.exp(middle)), "same_slope": float(same)}
+    return Comparison("shift", f"frontier in {x}", first.group, second.group, vertical, v_low, v_high, p, verdict,
+                      numbers)  # fmt: skip
+
+
+def irreducible(analysis: GroupAnalysis, options: Options, draws: int = LR_DRAWS) -> Comparison | None:
+    """L_inf = 0 against free in the sum law: run-residual likelihood ratio.
+
+    Losses are redrawn about the L_inf = 0 surface with whole residual curves of other runs; p is the share of
+    redraws whose objective gains at least as much from a free L_inf.
+    """
+    points = analysis.sum_points
+    if points["run"].nunique() < MIN_RUNS:
+        return None
+    columns = [points["N"].to_numpy(float), points["D"].to_numpy(float)]
+    try:
+        null = fit("sum", columns, points["loss"].to_numpy(float), delta=options.delta)
+        free = fit("sum", columns, points["loss"].to_numpy(float), free=True, delta=options.delta)
+    except UserError:
+        return None
+    gain = null.objective - free.objective
+    rng = iv.generator(options.seed, "linf", analysis.group)
+    y, _ = redraw(points, null, draws, rng)
+    gains = _gains(null, free, y)
+    p = (1 + int((gains >= gain * (1 - 1e-9)).sum())) / (draws + 1)
+    refused = f"L_inf = {free.params['E']:.3g} improves on 0" if p < 0.05 else "L_inf = 0 is not refused"
+    verdict = f"{analysis.group}: {refused} (p = {p:.2g})"
+    numbers = {"E": free.params["E"], "alpha_free": free.params["alpha"], "beta_free": free.params["beta"]}
+    return Comparison(
+        "L_inf", "sum", analysis.group, "", gain, float("nan"), float("nan"), p, verdict, numbers
+    )
+
+
+def _gains(null: Fit, free: Fit, y: np.ndarray) -> np.ndarray:
+    """Gain of objective (R,) from a free L_inf for log losses y (R, n)."""
+    options = {"delta": null.delta, "tolerance": 1e-7, "max_iterations": 150}
+    start = np.repeat(null.theta[None], len(y), axis=0)
+    plain = solve(null.x, y, start, **options)
+    best = plain.objective
+    for theta in (
+        np.column_stack([plain.theta, np.zeros(len(y))]),
+        np.repeat(free.theta[None], len(y), axis=0),
+    ):
+        best = np.minimum(best, solve(null.x, y, theta, **options).objective)
+    return plain.objective - best
+
+
+def extrapolate(analysis: GroupAnalysis, options: Options, share: float = 0.2) -> list[Comparison]:
+    """Leave out the largest `share` of sizes (by N), of points (by C) and of budgets (frontier), and predict
+    them from the rest: error of log L, observed minus predicted."""
+    out = []
+    points = analysis.sum_points
+    sizes = np.unique(points["N"])
+    cases = {}
+    if len(sizes) >= 3:
+        cases["sum, largest by N"] = points["N"] > sizes[-max(1, round(share * len(sizes))) - 1]
+    if "C" in points and points["C"].gt(0).all():
+        cases["sum, largest by C"] = points["C"] > np.quantile(points["C"], 1 - share)
+    for what, held in cases.items():
+        rest = points[~held]
+        try:
+            law = fit("sum", [rest["N"].to_numpy(float), rest["D"].to_numpy(float)], rest["loss"].to_numpy(float),
+                      free=options.free, delta=options.delta)  # fmt: skip
+        except UserError:
+            continue
+        logs = np.log(points.loc[held, ["N", "D"]].to_numpy(float)).T - law.centre[:, None]
+        errors = np.log(points.loc[held, "loss"].to_numpy(float)) - predict(law.theta, logs)
+        sizes_left = rest["N"].nunique()
+        out.append(_extrapolation(analysis.group, what, errors, sizes_left))
+    frontier = analysis.frontier
+    if len(frontier):
+        table = frontier[frontier["x"] == "C"]
+        first = np.log(table["budget"])
+        held = first > first.min() + (1 - share) * (first.max() - first.min()) if len(table) else first > 0
+        if (~held).sum() > 10 and held.any():
+            law = fit_frontier(table[~held], free=options.free)
+            errors = np.log(table.loc[held, "loss"].to_numpy()) - np.log(
+                law.loss(table.loc[held, "budget"].to_numpy())
+            )
+            out.append(_extrapolation(analysis.group, "frontier in C, largest budgets", errors, 0))
+    return out
+
+
+def _extrapolation(group: str, what: str, errors: np.ndarray, sizes: int) -> Comparison:
+    rms, worst, nan = float(np.sqrt(np.mean(errors**2))), float(np.max(np.abs(errors))), float("nan")
+    verdict = f"{group}, {what}: held-out log L is {errors.mean():+.3f} off on average, rms {rms:.3f}, worst {worst:.3f}"
+    if 0 < sizes < 3:
+        verdict += f" (fitted to {sizes} sizes only)"
+    numbers = {"rms": rms, "worst": worst, "n": float(len(errors))}
+    return Comparison("extrapolation", what, group, "", float(errors.mean()), nan, nan, nan, verdict, numbers)
+
+
+def across(analyses: list[GroupAnalysis], options: Options, studies: dict | None = None) -> list[Comparison]:
+    """Every comparison of a sweep: architectures with each other, every variant with its architecture's plain
+    group and, where studies are given, the groups of one study and architecture with each other."""
+    fitted = {a.group: a for a in analyses if a.points["run"].nunique() >= MIN_RUNS and a.surface is not None}
+    pairs = {(a, b) for a in fitted for b in fitted if a < b and a == fitted[a].arch and b == fitted[b].arch}
+    pairs |= {(fitted[b].arch, b) for b in fitted if b != fitted[b].arch and fitted[b].arch in fitted}
+    for study in (studies or {}).values():
+        groups = sorted({a.group for a in fitted.values() if set(a.points["cell"]) & set(study["cells"])})
+        pairs |= {(a, b) for a in groups for b in groups if a < b and fitted[a].arch == fitted[b].arch
+                  and (b, a) not in pairs}  # fmt: skip
+    out: list[Comparison] = []
+    for first, second in sorted(pairs):
+        a, b = fitted[first], fitted[second]
+        out += exponents(a, b)
+        if a.arch == b.arch:
+            out += [c for x in ("C", "H") if (c := parallel_shift(a, b, x)) is not None]
+    for a in fitted.values():
+        out += [c for c in (irreducible(a, options),) if c is not None]
+        out += extrapolate(a, options)
+    return out
+
+
+def as_dicts(comparisons: list[Comparison]) -> list[dict]:
+    """comparisons.json."""
+    return [vars(c) for c in comparisons]
