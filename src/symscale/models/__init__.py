@@ -7,11 +7,13 @@ from torch import nn
 
 from symscale.cells import CellSpec
 from symscale.errors import UserError
+from symscale.models.egnn import EGNN
 from symscale.models.esen import ESEN
 from symscale.models.mpnn import MPNN
 
 MODELS: dict[str, type[nn.Module]] = {
     "mpnn": MPNN,
+    "egnn": EGNN,
     "esen": ESEN,
 }
 

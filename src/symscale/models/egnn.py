@@ -1,0 +1,224 @@
+"""MC-EGNN: invariant node features and E equivariant vector channels per atom (appendix C.3).
+
+The equations are those of ``tests/models/egnn_oracle.py``; here they are arranged for speed:
+
+- the edge MLP's first Linear acts on the concatenation [h_u, h_v, |X_uv|^2, RBF]; its parts for h_u and h_v are
+  products on nodes, gathered per edge;
+- eq. (12) sums X_uv Phi_x(m_uv) with Phi_x linear in s = SiLU(W m + b). Summing the outer products X_uv s first
+  leaves Phi_x's weights to act once per atom, and no E x E matrix per edge is ever formed;
+- the whole edge part is one autograd function that keeps three pre-activations per edge.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from symscale.cells import CellSpec
+from symscale.data.batch import Batch
+from symscale.models.common import GaussianRBF, GraphNorm, edge_vectors, graph_sum
+
+silu_backward = torch.ops.aten.silu_backward
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What all layers share about the edges, besides their vectors and radial functions."""
+
+    src: Tensor  # (E,)
+    dst: Tensor  # (E,) ascending
+    slot: Tensor  # (E,) place of each edge in the padded layout (N, degree)
+    atoms: int  # N
+    degree: int  # incoming edges of the best connected atom
+
+    def gather(self, source: Tensor, target: Tensor) -> Tensor:
+        """source[src] + target[dst], (N, c) twice -> (E, c)."""
+        return source.index_select(0, self.src).add_(target.index_select(0, self.dst))
+
+    def sum_at(self, index: Tensor, x: Tensor) -> Tensor:
+        """Sum the rows of x (E, c) by atom: (N, c)."""
+        return x.new_zeros(self.atoms, x.shape[1]).index_add_(0, index, x)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(E, c) -> (N, degree, c), zeros where an atom has fewer edges."""
+        padded = x.new_zeros(self.atoms * self.degree, x.shape[1])
+        return padded.index_copy_(0, self.slot, x).view(self.atoms, self.degree, -1)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """(N, degree, c) -> (E, c)."""
+        return x.reshape(self.atoms * self.degree, -1).index_select(0, self.slot)
+
+
+def edges_of(data: Batch) -> Edges:
+    src, dst = data.edge_index
+    atoms = data.z.shape[0]
+    first = torch.searchsorted(dst, torch.arange(atoms, device=dst.device))  # (N,) first edge of each atom
+    rank = torch.arange(dst.shape[0], device=dst.device) - first.index_select(0, dst)
+    return Edges(src, dst, dst * data.max_degree + rank, atoms, data.max_degree)
+
+
+def channel_vectors(edges: Edges, r_uv: Tensor, moved: Tensor | None) -> Tensor:
+    """X_uv = r_uv + D_u - D_v, (E, 3 C), from the displacements D = X - X_0 (N, 3 C); C = 1 without them."""
+    if moved is None:
+        return r_uv
+    x = edges.gather(moved, -moved).view(r_uv.shape[0], 3, moved.shape[1] // 3)
+    return x.add_(r_uv[:, :, None]).flatten(1)
+
+
+class EdgeMessages(torch.autograd.Function):
+    """Messages m_uv of eq. (11), summed over neighbours, and the sums over neighbours of X_uv (x) s_uv.
+
+    m = SiLU(W2 SiLU(source_u + target_v + Wn |X_uv|^2 + Wr RBF) + b2) and s = SiLU(W3 m + b3).
+    Returns sum m (N, w) and sum X s (N, 3 C, w).
+    """
+
+    @staticmethod
+    def forward(ctx, edges, nodes, moved, r_uv, rbf, Wn, Wr, W2, b2, W3, b3):
+        x = channel_vectors(edges, r_uv, moved)  # (E, 3 C)
+        squares = x.square().view(x.shape[0], 3, x.shape[1] // 3).sum(1)  # (E, C)
+        source, target = nodes.chunk(2, dim=1)  # (N, w) each
+        z1 = torch.mm(rbf, Wr.t()).addmm_(squares, Wn.t())  # (E, w)
+        z1.add_(source.index_select(0, edges.src)).add_(target.index_select(0, edges.dst))
+        z2 = torch.addmm(b2, F.silu(z1), W2.t())
+        m = F.silu(z2)
+        z3 = torch.addmm(b3, m, W3.t())
+        total = edges.sum_at(edges.dst, m)
+        outer = torch.bmm(edges.pad(x).transpose(1, 2), edges.pad(F.silu(z3)))  # (N, 3 C, w)
+        ctx.edges = edges
+        ctx.save_for_backward(moved, r_uv, rbf, Wn, Wr, W2, W3, z1, z2, z3)
+        return total, outer
+
+    @staticmethod
+    def backward(ctx, g_total, g_outer):
+        moved, r_uv, rbf, Wn, Wr, W2, W3, z1, z2, z3 = ctx.saved_tensors
+        edges: Edges = ctx.edges
+        x = channel_vectors(edges, r_uv, moved)
+        count, channels = x.shape[0], x.shape[1] // 3
+        g3 = edges.unpad(torch.bmm(edges.pad(x), g_outer))
+        g3 = silu_backward(g3, z3)  # (E, w)
+        g_x = edges.unpad(torch.bmm(edges.pad(F.silu(z3)), g_outer.transpose(1, 2)))  # (E, 3 C)
+        m = F.silu(z2)
+        g_W3, g_b3 = torch.mm(g3.t(), m), g3.sum(0)
+        g2 = g_total.index_select(0, edges.dst).addmm_(g3, W3)
+        g2 = silu_backward(g2, z2)
+        g_W2, g_b2 = torch.mm(g2.t(), F.silu(z1)), g2.sum(0)
+        g1 = silu_backward(torch.mm(g2, W2), z1)
+        squares = x.square().view(count, 3, channels).sum(1)
+        g_Wr, g_Wn = torch.mm(g1.t(), rbf), torch.mm(g1.t(), squares)
+        g_nodes = torch.cat([edges.sum_at(edges.src, g1), edges.sum_at(edges.dst, g1)], 1)
+        g_squares = torch.mm(g1, Wn)  # (E, C)
+        g_x = g_x.view(count, 3, channels) + 2 * x.view(count, 3, channels) * g_squares[:, None]
+        g_moved = g_r = g_rbf = None
+        if moved is not None:
+            flat = g_x.flatten(1)
+            g_moved = edges.sum_at(edges.src, flat) - edges.sum_at(edges.dst, flat)
+        if ctx.needs_input_grad[3]:
+            g_r = g_x.sum(2)
+        if ctx.needs_input_grad[4]:
+            g_rbf = torch.mm(g1, Wr)
+        return None, g_nodes, g_moved, g_r, g_rbf, g_Wn, g_Wr, g_W2, g_b2, g_W3, g_b3
+
+
+class Layer(nn.Module):
+    """One layer, ``channels_in`` -> ``channels`` vector channels (1 -> E for the first)."""
+
+    def __init__(self, width: int, channels_in: int, channels: int, num_radial: int):
+        super().__init__()
+        self.splits = [width, width, channels_in, num_radial]
+        self.channels_in, self.channels = channels_in, channels
+        self.edge1 = nn.Linear(sum(self.splits), width)
+        self.edge2 = nn.Linear(width, width)
+        self.mix1 = nn.Linear(width, width)
+        self.mix2 = nn.Linear(width, channels_in * channels, bias=False)
+        self.node1 = nn.Linear(2 * width, width)
+        self.node2 = nn.Linear(width, width)
+        self.norm = GraphNorm(width)
+
+    def forward(
+        self,
+        h: Tensor,
+        moved: Tensor | None,
+        r_uv: Tensor,
+        rbf: Tensor,
+        edges: Edges,
+        per: Tensor,
+        data: Batch,
+    ) -> tuple[Tensor, Tensor]:
+        """h (N, w) and displacements (N, 3 C_in) -> h (N, w) and displacements (N, 3 C)."""
+        Wu, Wv, Wn, Wr = self.edge1.weight.split(self.splits, dim=1)
+        bias = torch.cat([torch.zeros_like(self.edge1.bias), self.edge1.bias])
+        nodes = torch.addmm(bias, h, torch.cat([Wu, Wv]).t())  # (N, 2 w): W_u h and W_v h + b
+        mlp = (self.edge2.weight, self.edge2.bias, self.mix1.weight, self.mix1.bias)
+        total, outer = EdgeMessages.apply(edges, nodes, moved, r_uv, rbf, Wn, Wr, *mlp)
+
+        # 1/E, not 1/sqrt(E): keeps muP updates Theta(1)
+        mixer = self.mix2.weight.view(self.channels_in, self.channels, -1).transpose(1, 2).flatten(0, 1)
+        step = outer.view(-1, 3, mixer.shape[0]).matmul(mixer / self.channels_in)  # (N, 3, C)
+        step = step.flatten(1) * per
+        moved = step if moved is None else moved + step
+
+        message = self.norm(total * per, data)
+        h = h + self.node2(F.silu(self.node1(torch.cat([h, message], 1))))
+        return h, moved
+
+
+class EGNN(nn.Module):
+    """Multi-channel E(n)-equivariant network (Levy et al. 2023; appendix C.3, Table 4).
+
+    N = 85 w^2 + 11 w E^2 + 12 w E + 1831 w + E + 1 at 12 layers and 136 radial functions.
+    """
+
+    rotation_equivariant = True
+    translation_invariant = True
+    symmetric_edges = False
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int = 12,
+        vector_channels: int = 0,
+        cutoff: float = 6.0,
+        num_radial: int = 136,
+    ):
+        """``vector_channels`` is E; 0 stands for floor(sqrt(width))."""
+        super().__init__()
+        channels = vector_channels or math.isqrt(width)
+        self.rbf = GaussianRBF(num_radial, cutoff)
+        self.embedding = nn.Embedding(100, width)
+        self.linear = nn.Linear(width, width)
+        self.layers = nn.ModuleList(
+            Layer(width, 1 if i == 0 else channels, channels, num_radial) for i in range(depth)
+        )
+        self.energy_head = nn.Linear(width, 1)
+        self.force_head = nn.Linear(channels, 1, bias=False)
+
+    @classmethod
+    def from_spec(cls, spec: CellSpec) -> EGNN:
+        return cls(
+            width=spec.width,
+            depth=spec.depth,
+            vector_channels=spec.vector_channels,
+            cutoff=spec.cutoff,
+            num_radial=spec.num_radial,
+        )
+
+    def forward(self, data: Batch) -> tuple[Tensor, Tensor]:
+        """Energies (G,) and forces (N, 3), both normalised."""
+        edges = edges_of(data)
+        r_uv, d = edge_vectors(data)
+        rbf = self.rbf(d)  # (E, num_radial)
+        ones = r_uv.new_ones(r_uv.shape[0], 1)
+        per = edges.sum_at(edges.dst, ones).clamp(min=1).reciprocal()  # (N, 1), 1 / neighbours
+
+        h = F.silu(self.linear(self.embedding(data.z)))  # (N, w)
+        moved = None  # X - X_0 rather than X: exactly translation invariant
+        for layer in self.layers:
+            h, moved = layer(h, moved, r_uv, rbf, edges, per, data)
+        energy = graph_sum(self.energy_head(h)[:, 0], data)
+        forces = self.force_head(moved.view(h.shape[0], 3, -1))[..., 0]
+        return energy, forces
