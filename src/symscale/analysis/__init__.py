@@ -5,7 +5,8 @@ Units: N parameters, D training atoms seen, C training compute in PFLOP (1e15 FL
     points       the table every fit reads         solver, laws   the search and the laws
     frontier     compute-optimal frontiers         intervals      run bootstrap, jackknife, the published kind
     closed       closed forms, kappa, allocation   diagnostics    residuals and identifiability, in words
-    sweep        all of it for a sweep             compare        tests between architectures and studies
+    records      one law with interval and words   sweep          all of it for a sweep
+    compare      tests between groups              sensitivity    burn-in, delta, smoothing, choice of rows
     components   energy and force, averaging       simulate       curves from a known law
     paper        the published numbers             tables         what `symscale analyse` writes
 
@@ -19,18 +20,18 @@ fits.parquet       a row per fit and parameter: fit (its name, 'law:group:x:vari
                    published': per point), status, n_points, n_bootstrap, seed; a fit that was impossible has one row
                    with parameter '' and NaN
 fits.json          {"fits": [...], "words": [...], "options": {...}}: one object per fit with name, law, group, arch,
-                   x, variant, status, diagnostics (words), params {name: {value, lo, hi, naive_lo, naive_hi}}, interval,
-                   jackknife {name: [lo, hi]}, numbers, cells, n_points, n_bootstrap, rejected, seed
+                   x, variant, status, diagnostics (words), params {name: {value, lo, hi, naive_lo, naive_hi}},
+                   interval, jackknife {name: [lo, hi]}, numbers, cells, n_points, n_bootstrap, rejected, seed
 draws.parquet      fit, draw, then a column per parameter: the draws behind lo and hi
 comparisons.json   list of {kind, what, first, second, estimate, lo, hi, p, verdict, numbers} (compare.py)
 sensitivity.parquet  group, law, x, setting, value (of the setting), parameter, estimate
 
-law       x      parameters                      variant
-sum       ''     A, alpha, B, beta, E            '' (rows at r = 0.1 ... 1.0)
-closed_form C,H  gamma, F, a, b, G               ''
-frontier  C,H    gamma, F, E                     '' all budgets; 'uncensored' those whose optimum the ladder holds
-kappa     C      kappa, drift                    ''
-hours     H      xi, p: H = xi N^p D             ''
-energy, force ''  as sum, of one loss term; and frontier fits with variant 'energy' or 'force'
+law          x     parameters                  variant
+sum          ''    A, alpha, B, beta, E        '' (rows at r = 0.1 ... 1.0), 'energy', 'force'
+closed_form  C, H  gamma, F, a, b, G           ''
+frontier     C, H  gamma, F, E                 '' all budgets; 'uncensored' those whose optimum the ladder holds;
+                                               'energy', 'force' (C only)
+kappa        C     kappa, drift                ''
+hours        H     xi, p: H = xi N^p D         ''
 status is 'ok', 'flagged' (a word in diagnostics says why) or 'not fitted'.
 """

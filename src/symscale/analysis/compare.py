@@ -10,8 +10,9 @@ import numpy as np
 from symscale.analysis import intervals as iv
 from symscale.analysis.frontier import fit_frontier, redraw
 from symscale.analysis.laws import Fit, fit
+from symscale.analysis.records import Options, Record
 from symscale.analysis.solver import predict, solve
-from symscale.analysis.sweep import GroupAnalysis, Options, Record
+from symscale.analysis.sweep import GroupAnalysis
 from symscale.errors import UserError
 
 LR_DRAWS = 399
@@ -214,7 +215,9 @@ def extrapolate(analysis: GroupAnalysis, options: Options, share: float = 0.2) -
 
 def _extrapolation(group: str, what: str, errors: np.ndarray, sizes: int) -> Comparison:
     rms, worst, nan = float(np.sqrt(np.mean(errors**2))), float(np.max(np.abs(errors))), float("nan")
-    verdict = f"{group}, {what}: held-out log L is {errors.mean():+.3f} off on average, rms {rms:.3f}, worst {worst:.3f}"
+    verdict = (
+        f"{group}, {what}: held-out log L is off by {errors.mean():+.3f}, rms {rms:.3f}, worst {worst:.3f}"
+    )
     if 0 < sizes < 3:
         verdict += f" (fitted to {sizes} sizes only)"
     numbers = {"rms": rms, "worst": worst, "n": float(len(errors))}

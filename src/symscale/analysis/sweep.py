@@ -2,64 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from symscale.analysis import intervals as iv
-from symscale.analysis.closed import Allocation, fit_cost
-from symscale.analysis.diagnostics import diagnose, replicate_spread
-from symscale.analysis.frontier import bootstrap_frontier, censor, extract, fit_frontier
-from symscale.analysis.laws import LEAST_SQUARES, NAMES, Fit, fit
+from symscale.analysis.components import decompose
+from symscale.analysis.frontier import censor, extract
+from symscale.analysis.laws import Fit
 from symscale.analysis.points import after_burn_in, at_fractions, canonical, ema, usable
+from symscale.analysis.records import (
+    Options,
+    Record,
+    analyse_closed,
+    analyse_cost,
+    analyse_frontier,
+    analyse_sum,
+)
 from symscale.errors import UserError
-
-MIN_WINDOW = 12  # budgets of an uncensored window that is worth a fit
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to analyse; the keys of a config's `analysis` section."""
-
-    burn_in: float = 0.02
-    bootstraps: int = 1000
-    delta: float = 1e-3
-    linf: str | int = 0
-    ema: dict[str, float] = field(default_factory=dict)
-    seed: int = 0
-
-    @property
-    def free(self) -> bool:
-        return str(self.linf) == "free"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One fit as it is written. params: name -> (value, lo, hi, naive_lo, naive_hi); jackknife: name -> (lo, hi)."""
-
-    law: str
-    group: str
-    arch: str
-    x: str
-    variant: str
-    status: str  # 'ok', 'flagged', 'not fitted'
-    words: tuple[str, ...]
-    params: dict[str, tuple[float, float, float, float, float]] = field(default_factory=dict)
-    interval: str = ""
-    jackknife: dict[str, tuple[float, float]] = field(default_factory=dict)
-    numbers: dict[str, float] = field(default_factory=dict)
-    cells: tuple[str, ...] = ()
-    n_points: int = 0
-    n_bootstrap: int = 0
-    rejected: int = 0
-    seed: int = 0
-    draws: dict[str, np.ndarray] = field(default_factory=dict)
-    left: dict[str, np.ndarray] = field(default_factory=dict)  # leave-one-run-out values behind the jackknife
-
-    @property
-    def name(self) -> str:
-        return ":".join(p for p in (self.law, self.group, self.x, self.variant) if p)
 
 
 @dataclass(frozen=True)
@@ -81,193 +41,6 @@ def prepare(points: pd.DataFrame, options: Options) -> tuple[pd.DataFrame, list[
     points = after_burn_in(points, options.burn_in)
     parts = [ema(rows, options.ema[a]) if options.ema.get(a) else rows for a, rows in points.groupby("arch")]
     return (canonical(pd.concat(parts)) if parts else points), words
-
-
-def cells_of(table: pd.DataFrame) -> tuple[str, ...]:
-    return tuple(np.unique(table["cell"].astype(str)))
-
-
-def status_of(words: list[str]) -> str:
-    """'flagged' where a word says that a number should not be taken at its face."""
-    marks = (
-        "stuck",
-        "bound",
-        "not converged",
-        "runs only",
-        "barely",
-        "spans a factor",
-        "no interval",
-        "ended early",
-    )
-    return "flagged" if any(mark in word for word in words for mark in marks) else "ok"
-
-
-def interval_of(name: str, value: float, draws: iv.Draws, centre: dict | None = None) -> tuple[float, float]:
-    """Percentile interval of draws, or basic about their own truth (in logs for factors)."""
-    if centre is None:
-        return iv.percentile(draws.params[name])
-    if name == "F":
-        with np.errstate(divide="ignore"):
-            low, high = iv.basic(np.log(value), np.log(draws.params[name]), np.log(centre[name]))
-        return float(np.exp(low)), float(np.exp(high))
-    return iv.basic(value, draws.params[name], centre[name])
-
-
-def analyse_sum(points: pd.DataFrame, group: str, arch: str, options: Options) -> tuple[Fit | None, Record]:
-    """Fit 1 with run bootstrap, jackknife below ten runs, and the published kind of interval."""
-    runs, N = points["run"].to_numpy(str), points["N"].to_numpy(float)
-    n_runs, n_sizes = len(np.unique(runs)), len(np.unique(N))
-    base = {"group": group, "arch": arch, "x": "", "variant": "", "cells": cells_of(points)}
-    try:
-        if n_sizes < 2:
-            raise UserError(f"{n_sizes} model size; alpha needs runs of at least two")
-        law = fit("sum", [N, points["D"].to_numpy(float)], points["loss"].to_numpy(float),
-                  free=options.free, delta=options.delta)  # fmt: skip
-    except UserError as error:
-        return None, Record("sum", status="not fitted", words=(str(error),), **base)
-    words, jack, left, rejected = [], {}, {}, 0
-    rng = iv.generator(options.seed, "sum", group)
-    naive = iv.bootstrap_points(law, options.bootstraps, rng)
-    main = None
-    if n_runs >= 3:
-        main = iv.bootstrap_runs(law, runs, N, options.bootstraps, rng)
-        rejected = main.rejected
-        if n_runs < iv.FEW_RUNS:
-            left = iv.jackknife_runs(law, runs).params
-            jack = {name: jackknife_interval(name, law.params[name], left[name]) for name in left}
-    kind = main.kind if main else "none"
-    if n_runs < 5:
-        kind = "run jackknife, t" if jack else "none"
-        words.append(
-            f"{n_runs} runs only: intervals are indicative" if jack else f"{n_runs} runs only: no interval"
-        )
-    numbers, more = diagnose(law, runs, main.params if main else None)
-    numbers |= {"objective": law.objective, "n_sizes": n_sizes}
-    spread, df = replicate_spread(law, N, runs)
-    if df:
-        numbers |= {"replicate_sd": spread, "replicate_df": df}
-    params = {}
-    for name in (*NAMES["sum"], "E"):
-        low, high = float("nan"), float("nan")
-        if kind.startswith("run jackknife"):
-            low, high = jack[name]
-        elif main:
-            low, high = iv.percentile(main.params[name])
-        params[name] = (law.params[name], low, high, *iv.percentile(naive.params[name]))
-    words += more
-    return law, Record("sum", status=status_of(words), words=tuple(words), params=params, interval=kind,
-                       jackknife=jack, numbers=numbers, n_points=len(points), n_bootstrap=options.bootstraps if main else 0,
-                       rejected=rejected, seed=options.seed, left=left,
-                       draws=(main or naive).params | {f"naive_{k}": v for k, v in naive.params.items()},
-                       **base)  # fmt: skip
-
-
-def jackknife_interval(name: str, value: float, left: np.ndarray) -> tuple[float, float]:
-    """t interval of the run jackknife from leave-one-out values (G,); factors in logs."""
-    df = len(left) - 1
-    if name not in ("A", "B", "F", "G"):
-        return iv.student(value, iv.jackknife_error(left), df)
-    low, high = iv.student(np.log(value), iv.jackknife_error(np.log(left)), df)
-    return float(np.exp(low)), float(np.exp(high))
-
-
-def analyse_cost(points: pd.DataFrame, group: str, arch: str, x: str) -> tuple[object | None, Record]:
-    """Fit 4: kappa from C (p = 1), or hours from H (p fitted)."""
-    law = "kappa" if x == "C" else "hours"
-    base = {"group": group, "arch": arch, "x": x, "variant": "", "cells": cells_of(points)}
-    try:
-        cost = fit_cost(points, x, 1.0 if x == "C" else None)
-    except UserError as error:
-        return None, Record(law, status="not fitted", words=(str(error),), **base)
-    runs = points["run"].to_numpy(str)
-    labels = np.unique(runs)
-    values = {"kappa": cost.kappa, "drift": cost.drift} if x == "C" else {"xi": cost.xi, "p": cost.p}
-    params = {name: (v, *[float("nan")] * 4) for name, v in values.items()}
-    if len(labels) >= 3:
-        left = [fit_cost(points[runs != g], x, 1.0 if x == "C" else None) for g in labels]
-        for name, value in values.items():
-            error = iv.jackknife_error(np.array([getattr(c, name) for c in left]))
-            params[name] = (value, *iv.student(value, error, len(labels) - 1), float("nan"), float("nan"))
-    words = []
-    if abs(cost.drift) > 0.05 and x == "C":
-        words.append(f"C/(N D) changes as N^{cost.drift:+.2f}: kappa is no constant on this ladder")
-    numbers = {"spread": cost.spread, "drift": cost.drift}
-    return cost, Record(law, status="ok", words=tuple(words), params=params, interval="run jackknife, t",
-                        numbers=numbers, n_points=len(points), **base)  # fmt: skip
-
-
-def analyse_closed(law: Fit, record: Record, cost, x: str) -> tuple[Allocation, Record]:
-    """Fit 3: the frontier that the sum law implies, with its draws."""
-    names = ("gamma", "F", "a", "b", "G")
-    allocation = Allocation(law.params, cost)
-
-    def derived(draws: dict) -> dict[str, np.ndarray]:
-        with np.errstate(all="ignore"):
-            return (
-                {name: np.asarray(getattr(Allocation(draws, cost), name)) for name in names} if draws else {}
-            )
-
-    draws = derived({k: v for k, v in record.draws.items() if not k.startswith("naive_")})
-    naive = derived({k[6:]: v for k, v in record.draws.items() if k.startswith("naive_")})
-    left = derived(record.left)
-    values = {name: float(getattr(allocation, name)) for name in names}
-    jack = {name: jackknife_interval(name, values[name], left[name]) for name in left}
-    params = {}
-    for name, value in values.items():
-        low, high = iv.percentile(draws[name]) if record.interval == "run bootstrap" else (float("nan"),) * 2
-        if record.interval.startswith("run jackknife"):
-            low, high = jack[name]
-        params[name] = (value, low, high, *iv.percentile(naive[name]))
-    return allocation, Record("closed_form", record.group, record.arch, x, "", record.status, record.words, params,
-                              record.interval, jack, cells=record.cells, n_points=record.n_points,
-                              n_bootstrap=record.n_bootstrap, rejected=record.rejected, seed=record.seed, draws=draws,
-                              left=left)  # fmt: skip
-
-
-def analyse_frontier(
-    table, points, surface, group, arch, x, variant, inside, options, delta=LEAST_SQUARES
-) -> Record:
-    """Fit 2 on the budgets `inside`, with the run-residual bootstrap where there is a surface."""
-    base = {
-        "group": group,
-        "arch": arch,
-        "x": x,
-        "variant": variant,
-        "cells": cells_of(table[inside]),
-    }
-    try:
-        if inside.sum() < MIN_WINDOW:
-            raise UserError(f"{int(inside.sum())} budgets in the window; needs {MIN_WINDOW}")
-        law = fit_frontier(table[inside], free=options.free, delta=delta)
-    except UserError as error:
-        return Record("frontier", status="not fitted", words=(str(error),), **base)
-    rng = iv.generator(options.seed, "frontier", group, x, variant)
-    naive = iv.bootstrap_points(law, options.bootstraps, rng)
-    n_runs = points["run"].nunique()
-    words, kind, draws, centre = [], "none", None, None
-    if surface is not None and n_runs >= 3:
-        draws, centre = bootstrap_frontier(points, surface, law, x=x, inside=inside,
-                                           n_bootstrap=options.bootstraps, rng=rng, n_budgets=len(table))  # fmt: skip
-        kind = draws.kind
-        if n_runs < 5:
-            words.append(f"{n_runs} runs only: the interval is indicative")
-    else:
-        words.append(f"{n_runs} runs only: no interval")
-    numbers, more = diagnose(law, None, None)
-    numbers["objective"] = law.objective
-    holders = table["run"][inside].nunique()
-    if holders < 2:
-        words.append("one run holds the whole frontier: this is its learning curve, not a frontier")
-    params = {}
-    for name in ("gamma", "F", "E"):
-        low, high = (
-            (float("nan"),) * 2 if draws is None else interval_of(name, law.params[name], draws, centre)
-        )
-        params[name] = (law.params[name], low, high, *iv.percentile(naive.params[name]))
-    words += more
-    return Record("frontier", status=status_of(words), words=tuple(words), params=params, interval=kind,
-                  numbers=numbers, n_points=int(inside.sum()), n_bootstrap=options.bootstraps if draws else 0,
-                  seed=options.seed, draws=draws.params if draws else {}, **base)  # fmt: skip
 
 
 def analyse_group(points: pd.DataFrame, group: str, options: Options) -> GroupAnalysis:
@@ -294,15 +67,17 @@ def analyse_group(points: pd.DataFrame, group: str, options: Options) -> GroupAn
         table.insert(1, "arch", arch)
         table.insert(2, "x", x)
         tables.append(table.assign(censored=~inside, where=marks))
+    records += decompose(points, group, arch, options)
     frontier = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     return GroupAnalysis(group, arch, points, sum_points, surface, records, frontier)
 
 
 def analyse(points: pd.DataFrame, options: Options) -> tuple[list[GroupAnalysis], list[str]]:
     """Every group of a points table, in the order of names; and in words what was left out of the table."""
+    from tqdm import tqdm
+
     ready, words = prepare(points, options)
     if not len(ready):
         raise UserError("no usable points: every loss is missing, not finite or inside the burn-in")
-    return [
-        analyse_group(rows.reset_index(drop=True), str(g), options) for g, rows in ready.groupby("group")
-    ], words
+    groups = tqdm(list(ready.groupby("group")), desc="fits", unit="group", disable=None)
+    return [analyse_group(rows.reset_index(drop=True), str(g), options) for g, rows in groups], words

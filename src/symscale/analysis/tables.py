@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from symscale.analysis.sweep import GroupAnalysis, Options, Record
+from symscale.analysis.records import Options, Record
+from symscale.analysis.sweep import GroupAnalysis
 from symscale.errors import UserError
 
 FIELDS = ("value", "lo", "hi", "naive_lo", "naive_hi")

@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     import dataclasses
 
-    from symscale.analysis import compare, sweep, tables
+    from symscale.analysis import compare, records, sweep, tables
     from symscale.analysis.points import load_points
     from symscale.analysis.sensitivity import sensitivity
 
@@ -45,12 +45,12 @@ def run(args) -> None:
         for name in ("bootstraps", "burn_in", "delta", "linf", "seed")
         if (value := getattr(args, name)) is not None
     }
-    known = {f.name for f in dataclasses.fields(sweep.Options)}
+    known = {f.name for f in dataclasses.fields(records.Options)}
     if unknown := set(section) - known:
         raise UserError(
             f"analysis: unknown option {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
         )
-    options = sweep.Options(**section)
+    options = records.Options(**section)
     if options.bootstraps < 10:
         raise UserError(f"bootstraps {options.bootstraps}: an interval needs at least 10")
     results = Path(args.results)
