@@ -74,16 +74,15 @@ class SO2Convolution(nn.Module):
 
     def __init__(self, layout: so2.Layout, inputs: int, outputs: int, gates: int = 0):
         super().__init__()
-        rows = layout.degrees(0)
+        rows, *others = layout.degrees
         self.m0 = nn.Linear(rows * inputs, rows * outputs + gates)
-        sizes = [layout.degrees(m) for m in range(1, layout.mmax + 1)]
-        self.m = nn.ModuleList(nn.Linear(k * inputs, 2 * k * outputs, bias=False) for k in sizes)
+        self.m = nn.ModuleList(nn.Linear(k * inputs, 2 * k * outputs, bias=False) for k in others)
         for linear in self.m:
             linear.weight.data.mul_(0.5**0.5)  # every output sums a real and an imaginary product
 
     def matrices(self) -> list[Tensor]:
-        """Bias of m = 0 and, for every |m|, one matrix from its inputs to its outputs."""
-        return [self.m0.bias, self.m0.weight, *(so2.complex_matrix(linear.weight) for linear in self.m)]
+        """For every |m| one matrix from its inputs to its outputs."""
+        return [self.m0.weight, *(so2.complex_matrix(linear.weight) for linear in self.m)]
 
 
 class Layer(nn.Module):
@@ -93,7 +92,7 @@ class Layer(nn.Module):
         super().__init__()
         self.layout = layout
         self.norm_edge = EquivariantRMSNorm(layout.lmax, channels)
-        self.radial = nn.Linear(channels, layout.radial_rows * 2 * channels)
+        self.radial = nn.Linear(channels, sum(layout.degrees) * 2 * channels)
         gates = layout.lmax * layout.hidden
         self.conv1 = SO2Convolution(layout, 2 * channels, layout.hidden, gates)
         self.conv2 = SO2Convolution(layout, layout.hidden, channels)
@@ -103,9 +102,12 @@ class Layer(nn.Module):
         self.grid3 = nn.Linear(grid_hidden, channels, bias=False)
 
     def forward(self, h: Tensor, hidden: Tensor, edges: so2.Edges, grid: so3.SphereGrid) -> Tensor:
-        radial = (self.radial.weight, self.radial.bias)
-        weights = (self.conv1.matrices(), self.conv2.matrices())
-        h = h + so2.message(self.layout, edges, self.norm_edge(h), hidden, radial, *weights)
+        weights = [self.radial.weight, self.radial.bias, self.conv1.m0.bias, self.conv2.m0.bias]
+        weights += [*self.conv1.matrices(), *self.conv2.matrices()]
+        # The fast kernel has no gradient for frames, and neither autocast nor torch.compile see through it.
+        plain = edges.wigner.requires_grad or torch.is_autocast_enabled(h.device.type)
+        message = so2.message if plain or torch.compiler.is_compiling() else so2.fast_message
+        h = h + message(self.layout, edges, self.norm_edge(h), hidden, weights)
         return h + self.on_grid(self.norm_node(h), grid)
 
     def on_grid(self, h: Tensor, grid: so3.SphereGrid) -> Tensor:
@@ -176,7 +178,7 @@ class ESEN(nn.Module):
         src, dst = data.edge_index
         r_uv, d = edge_vectors(data)
         wigner = self.rotations(so3.edge_frames(r_uv, d))  # (E, R, K)
-        edges = so2.Edges(src, dst, wigner, polynomial_envelope(d, self.cutoff))
+        edges = so2.make_edges(src, dst, wigner, polynomial_envelope(d, self.cutoff))
         hidden = self.radial(self.rbf(d), data.z, src, dst)  # (depth + 1, E, C)
 
         h = self.embed_edges(hidden[0], edges, data.pos.shape[0])
