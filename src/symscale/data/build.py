@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from tqdm import tqdm
@@ -43,10 +43,11 @@ def build_pack(entry: dict, out: str, processes: int | None = None) -> tuple[dic
     source = fingerprint(entry)
     out = os.path.abspath(out)
     if os.path.exists(os.path.join(out, "manifest.json")):
-        manifest = pack.read_manifest(out)
-        if manifest["entry"] == entry and manifest["fingerprint"] == source:
-            return manifest, False
-        tqdm.write(f"{out}: its source has changed since it was packed; packing again")
+        with suppress(UserError):  # of an older format, or damaged: make it anew
+            manifest = pack.read_manifest(out)
+            if manifest["entry"] == entry and manifest["fingerprint"] == source:
+                return manifest, False
+        tqdm.write(f"{out}: its source or format has changed since it was packed; packing again")
     elif os.path.isdir(out) and set(os.listdir(out)) - set(pack.SPLITS):
         raise UserError(f"{out}: exists and is not a pack; give another folder or remove it")
     started = time.time()
@@ -163,12 +164,12 @@ def _references(
     for name, which in (("training", TRAIN), ("validation", VAL)):
         if not any((part == which).any() for part in parts):
             raise UserError(f"no {name} samples are left; dropped: {dict(dropped)}")
-    mu, sigma, worst = _moments(stems, parts, references)
+    mu, sigma, outliers = _moments(stems, parts, references)
     if not sigma > 1e-9:
         raise UserError(
             "all referenced energies of the training part are equal, so sigma is 0: add more data"
         )
-    return references, {"mu": mu, "sigma": sigma, "worst_residual_per_atom": worst}
+    return references, {"mu": mu, "sigma": sigma, "outliers": dict(outliers)}
 
 
 def _fit(stems: list[str], parts: list[np.ndarray], entry: dict) -> References:
@@ -205,22 +206,25 @@ def _residuals(stem: str, references: References) -> tuple[np.ndarray, np.ndarra
     return rows, rows["energy"] - table @ references.values, references.determined(table)
 
 
-def _moments(stems: list[str], parts: list[np.ndarray], references: References) -> tuple[float, float, float]:
-    """Mean and standard deviation of the training part's referenced energies; largest |residual| per atom."""
-    count, mean, squares, worst = 0, 0.0, 0.0, 0.0
+def _moments(
+    stems: list[str], parts: list[np.ndarray], references: References
+) -> tuple[float, float, Counter]:
+    """Mean and standard deviation (eV) of the training part's referenced energies; outliers among all kept."""
+    count, mean, squares, outliers = 0, 0.0, 0.0, Counter()
     for stem, part in zip(stems, parts, strict=True):
         rows, residual, _ = _residuals(stem, references)
-        train = part == TRAIN
-        x = residual[train]
-        if not len(x):
+        kept = part != DROPPED
+        outliers["force above 20 eV/Angstrom"] += int((rows["max_force"][kept] > 20).sum())
+        outliers["energy beyond 0.8 eV/atom"] += int((np.abs(residual / rows["natoms"])[kept] > 0.8).sum())
+        if not (part == TRAIN).any():
             continue
+        x = residual[part == TRAIN]
         # Chan, Golub and LeVeque's update: no cancellation however large the mean
         delta = x.mean() - mean
         squares += np.square(x - x.mean()).sum() + delta**2 * count * len(x) / (count + len(x))
         mean += delta * len(x) / (count + len(x))
         count += len(x)
-        worst = max(worst, float(np.max(np.abs(x) / rows["natoms"][train])))
-    return float(mean), float(np.sqrt(squares / max(count, 1))), worst
+    return float(mean), float(np.sqrt(squares / max(count, 1))), outliers
 
 
 class _Writer:

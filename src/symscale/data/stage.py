@@ -31,10 +31,13 @@ def stage_all(staging: str, entry: dict, tasks: list[Task], processes: int) -> l
     done = total - sum(tasks[index].samples for index in todo)
     if not todo:
         return reports
+    unit = getattr(source_module(entry), "UNIT", "sample")
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(_ONE_THREAD)
     try:
-        with tqdm(total=total, initial=done, desc=entry["source"], unit="sample", smoothing=0.05) as bar:
+        with tqdm(
+            total=total, initial=done, desc=entry["source"], unit=unit, smoothing=0.05, mininterval=1
+        ) as bar:
             for index, report in _run(staging, entry, tasks, todo, min(processes, len(todo))):
                 reports[index] = report
                 bar.update(tasks[index].samples)

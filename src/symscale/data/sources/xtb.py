@@ -118,9 +118,18 @@ def dynamics(smiles: str, frames: int, rng: np.random.Generator) -> tuple[np.nda
 
 
 def labels(
-    numbers: np.ndarray, positions: np.ndarray, dropped: Counter | None = None, charge: int = 0, spin: int = 1
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    dropped: Counter | None = None,
+    *,
+    charge: int = 0,
+    spin: int = 1,
+    trusted: bool = True,
 ) -> list[tuple[float, np.ndarray] | None]:
-    """GFN2-xTB energy (eV) and forces (n, 3) in eV/Angstrom of each geometry; None where they cannot be trusted."""
+    """GFN2-xTB energy (eV) and forces (n, 3) in eV/Angstrom of each geometry; None where it failed.
+
+    With ``trusted``, also None where the gap is below 0.5 eV or a force above 20 eV/Angstrom.
+    """
     from tblite.interface import Calculator
 
     found: list[tuple[float, np.ndarray] | None] = []
@@ -145,10 +154,10 @@ def labels(
         gap = (
             levels[filled < 1.0].min(initial=np.inf) - levels[filled >= 1.0].max(initial=-np.inf)
         ) * HARTREE
-        if spin == 1 and gap <= MIN_GAP:
+        if trusted and gap <= MIN_GAP:
             dropped["gap below 0.5 eV"] += 1
             found.append(None)
-        elif np.square(forces).sum(1).max() >= MAX_FORCE**2:
+        elif trusted and np.square(forces).sum(1).max() >= MAX_FORCE**2:
             dropped["force above 20 eV/Angstrom"] += 1
             found.append(None)
         else:
