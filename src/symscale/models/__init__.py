@@ -9,12 +9,16 @@ from symscale.cells import CellSpec
 from symscale.errors import UserError
 from symscale.models.egnn import EGNN
 from symscale.models.esen import ESEN
+from symscale.models.gemnet import GemNetOC
 from symscale.models.mpnn import MPNN
+from symscale.models.transformer import Transformer
 
 MODELS: dict[str, type[nn.Module]] = {
     "mpnn": MPNN,
     "egnn": EGNN,
+    "gemnet": GemNetOC,
     "esen": ESEN,
+    "transformer": Transformer,
 }
 
 
