@@ -27,6 +27,11 @@ include: "workflow/rules/analysis.smk"
 include: "workflow/rules/report.smk"
 
 
+if "simulation" in config:
+
+    include: "workflow/rules/simulate.smk"
+
+
 localrules:
     all,
     cell,

@@ -69,17 +69,17 @@ def _correlation(fit: Fit, draws: dict | None, scale: str, exponent: str, k: int
 def correlation_along(residuals: np.ndarray, runs: np.ndarray) -> tuple[float, float]:
     """Lag-1 autocorrelation of residuals within runs (in the order given), and the share of their variance
     that lies between runs."""
-    total, pairs, means, counts = 0.0, 0.0, [], []
+    pairs, first, second, means, counts = 0.0, 0.0, 0.0, [], []
     mean = residuals.mean()
     for run in np.unique(runs):
         r = residuals[runs == run] - mean
         means.append(r.mean())
         counts.append(len(r))
-        total += (r**2).sum() * (len(r) - 1) / max(len(r), 1)
         pairs += (r[1:] * r[:-1]).sum()
-    variance = residuals.var()
+        first, second = first + (r[:-1] ** 2).sum(), second + (r[1:] ** 2).sum()
+    variance, scale = residuals.var(), np.sqrt(first * second)
     between = np.average(np.square(means), weights=counts) / variance if variance > 0 else 0.0
-    return (float(pairs / total) if total > 0 else 0.0), float(between)
+    return (float(pairs / scale) if scale > 0 else 0.0), float(between)
 
 
 def replicate_spread(fit: Fit, N: np.ndarray, runs: np.ndarray) -> tuple[float, int]:

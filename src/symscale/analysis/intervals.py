@@ -62,24 +62,18 @@ def run_weights(runs: np.ndarray, N: np.ndarray, n_bootstrap: int, rng) -> tuple
 def refit(fit: Fit, weights: np.ndarray | None = None, y: np.ndarray | None = None, starts: int = 1) -> dict:
     """Natural parameters {name: (R,)} of the law refitted to weights (R, n) or to other log losses y (R, n).
 
-    Warm start at the fit; with more starts, also at the projection's best cells.
+    Warm start at the fit; with more starts, the best of it and the projection's best cells.
     """
     rows = len(weights) if weights is not None else len(y)
+    y = fit.y if y is None else y
     begin = [fit.theta, *(varpro_starts(fit.x, fit.y, fit.free, starts - 1) if starts > 1 else [])]
-    best, value = None, np.full(rows, np.inf)
-    for theta in begin:
-        found = solve(
-            fit.x,
-            fit.y if y is None else y,
-            np.repeat(theta[None], rows, axis=0),
-            weights=weights,
-            delta=fit.delta,
-            tolerance=1e-5,
-            max_iterations=100,
-        )
+    best, value = np.repeat(fit.theta[None], rows, axis=0), np.full(rows, np.inf)
+    for theta in begin if starts > 1 else ():  # a few steps from each start choose where to search to the end
+        start = np.repeat(theta[None], rows, axis=0)
+        found = solve(fit.x, y, start, weights=weights, delta=fit.delta, tolerance=1e-3, max_iterations=8)
         better = found.objective < value
-        best = found.theta if best is None else np.where(better[:, None], found.theta, best)
-        value = np.where(better, found.objective, value)
+        best, value = np.where(better[:, None], found.theta, best), np.where(better, found.objective, value)
+    best = solve(fit.x, y, best, weights=weights, delta=fit.delta, tolerance=1e-5, max_iterations=100).theta
     return natural(fit.law, best, fit.centre)
 
 

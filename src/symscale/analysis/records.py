@@ -11,7 +11,7 @@ from symscale.analysis import intervals as iv
 from symscale.analysis.closed import Allocation, fit_cost
 from symscale.analysis.diagnostics import diagnose, replicate_spread
 from symscale.analysis.frontier import bootstrap_frontier, fit_frontier
-from symscale.analysis.laws import LEAST_SQUARES, NAMES, Fit, fit
+from symscale.analysis.laws import NAMES, Fit, fit
 from symscale.errors import UserError
 
 MIN_WINDOW = 12  # budgets of an uncensored window that is worth a fit
@@ -204,9 +204,7 @@ def analyse_closed(law: Fit, record: Record, cost, x: str) -> tuple[Allocation, 
                               left=left)  # fmt: skip
 
 
-def analyse_frontier(
-    table, points, surface, group, arch, x, variant, inside, options, delta=LEAST_SQUARES
-) -> Record:
+def analyse_frontier(table, points, surface, group, arch, x, variant, inside, options, words=()) -> Record:
     """Fit 2 on the budgets `inside`, with the run-residual bootstrap where there is a surface."""
     base = {
         "group": group,
@@ -218,13 +216,13 @@ def analyse_frontier(
     try:
         if inside.sum() < MIN_WINDOW:
             raise UserError(f"{int(inside.sum())} budgets in the window; needs {MIN_WINDOW}")
-        law = fit_frontier(table[inside], free=options.free, delta=delta)
+        law = fit_frontier(table[inside], free=options.free)
     except UserError as error:
         return Record("frontier", status="not fitted", words=(str(error),), **base)
     rng = iv.generator(options.seed, "frontier", group, x, variant)
     naive = iv.bootstrap_points(law, options.bootstraps, rng)
     n_runs = points["run"].nunique()
-    words, kind, draws, centre = [], "none", None, None
+    words, kind, draws, centre = list(words), "none", None, None
     if surface is not None and n_runs >= 3:
         draws, centre = bootstrap_frontier(points, surface, law, x=x, inside=inside,
                                            n_bootstrap=options.bootstraps, rng=rng, n_budgets=len(table))  # fmt: skip

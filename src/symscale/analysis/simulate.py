@@ -6,7 +6,7 @@ A stand-in for a full sweep: it says what an analysis would make of curves whose
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from symscale.analysis.laws import evaluate
 from symscale.analysis.points import FRACTIONS, PFLOP, group_of
 
 ATOMS_PER_MOLECULE = paper.D_MAX / paper.MOLECULES
+REPEATS_WORTH = 15.0  # passes over repeated data that are worth about as much as fresh ones
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ NOISE_FREE = Noise(0.0, 0.0, 0.0)
 class Truth:
     """A ground-truth law and what its runs cost.
 
+    unique: atoms of the training set; what a run sees beyond it are repeats, worth less with every pass
+    (Muennighoff et al., 2023: an effective D that saturates at 16 times the set); infinite where data are fresh
+    or augmented.
     params: A, alpha, B, beta, E. kappa: forward FLOPs per parameter per atom. ladder: (width, N) pairs.
     flop_rate: FLOP/s of the device at a million parameters (made up: the paper gives no hours), which grows as
     N^-hours_drift because larger matrices use a device better.
@@ -50,7 +54,14 @@ class Truth:
     hours_drift: float = -0.15
     hours_factor: float = 1.0
     suffix: str = ""
-    extra: dict = field(default_factory=dict)  # constant columns
+    unique: float = float("inf")
+
+    def effective(self, d: np.ndarray) -> np.ndarray:
+        """Atoms of fresh data that d atoms with repeats are worth."""
+        repeats = np.maximum(d / self.unique - 1, 0.0)
+        return np.where(
+            repeats > 0, self.unique * (1 + REPEATS_WORTH * -np.expm1(-repeats / REPEATS_WORTH)), d
+        )
 
     def hours(self, compute: np.ndarray, n: float) -> np.ndarray:
         """Device-hours of compute (FLOP) at N = n."""
@@ -91,6 +102,38 @@ def noise_along(log_d: np.ndarray, noise: Noise, rng) -> np.ndarray:
     return out + noise.evaluation * rng.standard_normal(n)
 
 
+def one_run(
+    truth: Truth, cell: str, width: int, n: int, seed: int, rng, noise: Noise, d_max: float, validations: int
+):
+    """Points of one run (points.py)."""
+    total = max(20, round(d_max / ATOMS_PER_MOLECULE / truth.batch_size))
+    steps = validation_steps(total, validations)
+    d = steps / total * d_max
+    loss = evaluate(truth.params, n, truth.effective(d)) * np.exp(noise_along(np.log(d), noise, rng))
+    share = 0.2 * np.exp(0.05 * rng.standard_normal(len(d)))  # energy curves are the noisier (Figure 14)
+    compute = 3 * truth.kappa * n * d
+    return pd.DataFrame(
+        {
+            "cell": cell,
+            "group": group_of(cell),
+            "arch": truth.arch,
+            "run": cell,
+            "seed": seed,
+            "width": width,
+            "N": float(n),
+            "D": d,
+            "C": compute / PFLOP,
+            "H": truth.hours(compute, n),
+            "step": steps,
+            "total_steps": total,
+            "fraction": steps / total,
+            "loss": loss,
+            "energy_loss": share * loss,
+            "force_loss": (1 - share) * loss,
+        }
+    )
+
+
 def simulate(
     truth: Truth,
     rng,
@@ -102,41 +145,11 @@ def simulate(
 ) -> pd.DataFrame:
     """A points table (see points.py) of one run per rung and seed."""
     noise = Noise() if noise is None else noise
-    total = max(20, round(d_max / ATOMS_PER_MOLECULE / truth.batch_size))
-    steps = validation_steps(total, validations)
-    d = steps / total * d_max
     frames = []
     for width, n in truth.ladder:
         for seed in range(seeds):
             cell = f"{truth.arch}_{truth.axis}{width}{truth.suffix}" + (f"_s{seed}" if seed else "")
-            loss = evaluate(truth.params, n, d) * np.exp(noise_along(np.log(d), noise, rng))
-            share = 0.2 * np.exp(
-                0.05 * rng.standard_normal(len(d))
-            )  # energy curves are the noisier (Figure 14)
-            compute = 3 * truth.kappa * n * d
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "cell": cell,
-                        "group": group_of(cell),
-                        "arch": truth.arch,
-                        "run": cell,
-                        "seed": seed,
-                        "width": width,
-                        "N": float(n),
-                        "D": d,
-                        "C": compute / PFLOP,
-                        "H": truth.hours(compute, n),
-                        "step": steps,
-                        "total_steps": total,
-                        "fraction": steps / total,
-                        "loss": loss,
-                        "energy_loss": share * loss,
-                        "force_loss": (1 - share) * loss,
-                        **truth.extra,
-                    }
-                )
-            )
+            frames.append(one_run(truth, cell, width, n, seed, rng, noise, d_max, validations))
     return pd.concat(frames, ignore_index=True)
 
 

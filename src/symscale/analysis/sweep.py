@@ -43,6 +43,17 @@ def prepare(points: pd.DataFrame, options: Options) -> tuple[pd.DataFrame, list[
     return (canonical(pd.concat(parts)) if parts else points), words
 
 
+def censoring_words(marks: np.ndarray) -> list[str]:
+    """Which share of the budgets is cut off, and what that does to gamma."""
+    kinds, counts = np.unique(marks[marks != "inside"].astype(str), return_counts=True)
+    if counts.sum() <= 0.05 * len(marks):
+        return []
+    shares = ", ".join(f"{c / len(marks):.0%} {k}" for k, c in zip(kinds, counts, strict=True))
+    return [
+        f"censored: at {shares}; gamma is biased there, compare the uncensored window and the closed form"
+    ]
+
+
 def analyse_group(points: pd.DataFrame, group: str, options: Options) -> GroupAnalysis:
     """All laws of one group of prepared points."""
     arch = str(points["arch"].iloc[0])
@@ -61,8 +72,12 @@ def analyse_group(points: pd.DataFrame, group: str, options: Options) -> GroupAn
         table = extract(points, x)
         marks = censor(table, points, allocation)
         inside = marks == "inside"
-        for variant, chosen in (("", np.ones(len(table), bool)), ("uncensored", inside)):
-            records.append(analyse_frontier(table, points, surface, group, arch, x, variant, chosen, options))
+        words = censoring_words(marks)
+        every = np.ones(len(table), dtype=bool)
+        records.append(analyse_frontier(table, points, surface, group, arch, x, "", every, options, words))
+        records.append(
+            analyse_frontier(table, points, surface, group, arch, x, "uncensored", inside, options)
+        )
         table.insert(0, "group", group)
         table.insert(1, "arch", arch)
         table.insert(2, "x", x)

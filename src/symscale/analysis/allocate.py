@@ -1,0 +1,103 @@
+"""Allocation of a budget from a finished analysis, with intervals from its draws, and where groups cross."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+
+from symscale.analysis import intervals as iv
+from symscale.analysis.closed import Allocation, Cost, crossing
+
+
+def groups_of(results: dict, x: str) -> dict[str, Allocation]:
+    """group -> allocation, for the plain sum laws of an analysis (tables.read) with a cost in x."""
+    fits = {f["name"]: f for f in results["document"]["fits"] if f["status"] != "not fitted"}
+    out = {}
+    for name, f in fits.items():
+        cost = fits.get(f"kappa:{f['group']}:C" if x == "C" else f"hours:{f['group']}:H")
+        if f["law"] == "sum" and not f["variant"] and cost:
+            params = {k: v["value"] for k, v in f["params"].items()}
+            values = {k: v["value"] for k, v in cost["params"].items()}
+            xi, p = (3 * values["kappa"] / 1e15, 1.0) if x == "C" else (values["xi"], values["p"])
+            out[name.split(":")[1]] = Allocation(params, Cost(xi, p, 0.0, 0.0))
+    return out
+
+
+def draws_of(results: dict, group: str) -> dict[str, np.ndarray]:
+    """Draws of a group's sum law; empty without."""
+    rows = results["draws"][results["draws"]["fit"] == f"sum:{group}"]
+    return (
+        {name: rows[name].to_numpy(float) for name in ("A", "alpha", "B", "beta", "E")} if len(rows) else {}
+    )
+
+
+def allocate(results: dict, groups: dict[str, Allocation], x: str, budget: float) -> list[dict]:
+    """N*, D* and the loss at one budget for each group, with 95 % intervals (NaN without draws) and words."""
+    out = []
+    for group, allocation in groups.items():
+        n, d = (float(v) for v in allocation.optimum(budget))
+        row = {"group": group, "budget": budget, "N": n, "D": d, "loss": float(allocation.loss(budget))}
+        draws = draws_of(results, group)
+        spread = {k: np.array([np.nan]) for k in ("N", "D", "loss")}
+        if draws:
+            many = Allocation(draws, allocation.cost)
+            with np.errstate(all="ignore"):
+                spread = dict(zip(("N", "D"), many.optimum(budget), strict=True)) | {
+                    "loss": many.loss(budget)
+                }
+        for key, values in spread.items():
+            row[f"{key}_lo"], row[f"{key}_hi"] = iv.percentile(values)
+        out.append(row | {"words": outside(results["points"], group, x, budget, n, d)})
+    return out
+
+
+def outside(points: pd.DataFrame, group: str, x: str, budget: float, n: float, d: float) -> list[str]:
+    """In words, by how much a budget leaves what was measured."""
+    rows = points[points["group"] == group]
+    words = []
+    for what, value, low, high in (
+        ("the budget", budget, rows[x].min(), rows[x].max()),
+        ("N*", n, rows["N"].min(), rows["N"].max()),
+        ("D*", d, rows["D"].min(), rows["D"].max()),
+    ):
+        if value > high:
+            words.append(f"extrapolated: {what} is {value / high:.3g} times the largest that was measured")
+        elif value < low:
+            words.append(
+                f"extrapolated: {what} is {low / value:.3g} times below the smallest that was measured"
+            )
+    return words
+
+
+def crossings(results: dict, groups: dict[str, Allocation], x: str) -> list[dict]:
+    """Budget at which two groups' frontiers cross (L_inf = 0), with its interval, and who is better above it."""
+    out = []
+    for a, b in itertools.combinations(groups, 2):
+        first, second = groups[a], groups[b]
+        if first.params["E"] or second.params["E"]:
+            continue  # with irreducible losses two frontiers may meet twice or never
+        budget = crossing((first.F, first.gamma), (second.F, second.gamma))
+        low, high = float("nan"), float("nan")
+        draws = draws_of(results, a), draws_of(results, b)
+        if all(draws):
+            many = [Allocation(d, g.cost) for d, g in zip(draws, (first, second), strict=True)]
+            size = min(len(d["A"]) for d in draws)
+            with np.errstate(all="ignore"):
+                log = np.log(many[0].F[:size] / many[1].F[:size]) / (
+                    many[0].gamma[:size] - many[1].gamma[:size]
+                )
+            low, high = np.exp(iv.percentile(log))
+        winner = a if first.gamma > second.gamma else b
+        verdict = (
+            f"{a} and {b} cross at {budget:.4g} [{low:.3g}, {high:.3g}] {{unit}}; above it {winner} is better"
+        )
+        measured = results["points"].loc[
+            results["points"]["group"].isin([a, b]) & (results["points"][x] > 0), x
+        ]
+        if not measured.min() <= budget <= measured.max():
+            verdict += " (extrapolated: no run of either had such a budget)"
+        row = {"first": a, "second": b, "budget": budget, "lo": float(low), "hi": float(high)}
+        out.append(row | {"better_above": winner, "verdict": verdict})
+    return out
