@@ -231,11 +231,11 @@ class CheckpointFolder:
         UserError
             The state belongs to another spec (both hashes are named), or cannot be read.
         """
-        import torch  # only here: `symscale status` reads progress without it
-
         file = self.path / "state.pt"
         if not file.exists():
             return None
+        import torch  # not at the top: `symscale status` reads progress without it
+
         try:
             saved = torch.load(file, map_location="cpu", weights_only=False)
             found, state = saved["spec_hash"], saved["state"]

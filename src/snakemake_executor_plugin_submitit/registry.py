@@ -1,0 +1,74 @@
+"""Which cluster job works on which outputs: on disk, so that it survives the death of Snakemake.
+
+One JSON file per Snakemake job (rule and outputs), written before the submission (`job` is None, `token` is the
+job's comment on the cluster) and again after it. Whoever finds an entry without a job id asks the cluster for
+the token, so a kill at any moment neither loses a job nor submits it twice. `symscale status` reads these files.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    key: str  # of rule and outputs
+    rule: str
+    outputs: tuple[str, ...]
+    params: str  # hash of the rule's params: a job that runs with others must not be taken for this one
+    token: str  # comment of the cluster job
+    index: int | None  # element of the job array, None for a job of its own
+    folder: str  # submitit's folder: script, pickles, logs
+    job: str | None = None  # id on the cluster
+    timeouts: int = 0  # resubmissions so far, by cause
+    failures: int = 0
+    submitted: float = 0.0  # Unix time
+
+    def with_job(self, job: str) -> "Entry":
+        return replace(self, job=job, submitted=time.time())
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+class Registry:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One Snakemake at a time looks up, submits and writes down."""
+        with open(self.folder / "lock", "w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def read(self, key: str) -> Entry | None:
+        try:
+            fields = json.loads((self.folder / f"{key}.json").read_text())
+        except FileNotFoundError:
+            return None
+        return Entry(**fields | {"outputs": tuple(fields["outputs"])})
+
+    def entries(self) -> list[Entry]:
+        found = (self.read(path.stem) for path in sorted(self.folder.glob("*.json")))
+        return [entry for entry in found if entry]
+
+    def write(self, entry: Entry) -> None:
+        path = self.folder / f"{entry.key}.json"
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(asdict(entry)))
+        os.replace(temporary, path)
+
+    def remove(self, entry: Entry) -> None:
+        """Forget the entry, unless another submission has taken its place."""
+        present = self.read(entry.key)
+        if present is not None and present.token == entry.token:
+            (self.folder / f"{entry.key}.json").unlink(missing_ok=True)
