@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from symscale.data.batch import Batch
+from symscale.data.build import build_pack
 from symscale.data.graph import radius_graph
+from symscale.data.pack import open_pack
 
 torch.set_num_threads(1)
 
@@ -62,3 +64,12 @@ def moved(data, matrix=None, shift=None):
     """The batch with every position rotated and shifted; the edges stay, as distances do."""
     pos = data.pos if matrix is None else data.pos @ matrix.T
     return dataclasses.replace(data, pos=pos if shift is None else pos + shift)
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory):
+    """A real pack: 60 molecules, 3 frames each, GFN2-xTB labels."""
+    folder = tmp_path_factory.mktemp("packs") / "xtb"
+    entry = {"source": "xtb", "molecules": 60, "frames": 3, "validation": 0.2, "seed": 0}
+    build_pack(entry, str(folder), 1)
+    return open_pack(str(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 
@@ -44,6 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `symscale ... | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        print(f"symscale {args.command}: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -249,16 +249,30 @@ class CheckpointFolder:
         return state
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace state.pt atomically; UserError when the lock was lost to another process."""
+        """Replace state.pt atomically.
+
+        Raises
+        ------
+        UserError
+            The lock was lost to another process, or the file cannot be written; the state before stays.
+        """
         import torch
 
         self._lock.check()
         temporary = self.path / f".state.pt.{os.getpid()}.tmp"
-        with open(temporary, "wb") as stream:
-            torch.save({"spec_hash": self.spec_hash, "state": state}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.path / "state.pt")
+        try:
+            with open(temporary, "wb") as stream:
+                torch.save({"spec_hash": self.spec_hash, "state": state}, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, self.path / "state.pt")
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its own
+            temporary.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
+            raise UserError(
+                f"{self.path / 'state.pt'}: cannot be written ({reason}); make room and run again: the checkpoint"
+                " before is kept"
+            ) from error
 
     def progress(self, **fields: Any) -> None:
         """Update progress.json (step, total_steps, epoch, val_loss, seconds ...); earlier fields stay."""

@@ -48,11 +48,19 @@ class MPNN(nn.Module):
     symmetric_edges = False
 
     def __init__(
-        self, *, width: int, depth: int = 5, cutoff: float = 6.0, num_radial: int = 136, absolute: bool = False
+        self,
+        *,
+        width: int,
+        depth: int = 5,
+        cutoff: float = 6.0,
+        num_radial: int = 136,
+        absolute: bool = False,
     ):
         super().__init__()
         if width < 2:
-            raise ValueError(f"MPNN: width {width} is too small; half of it embeds the edge vector, so at least 2")
+            raise ValueError(
+                f"MPNN: width {width} is too small; half of it embeds the edge vector, so at least 2"
+            )
         self.absolute = absolute
         self.translation_invariant = not absolute
         self.embed = nn.Embedding(100, width)
