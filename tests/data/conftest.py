@@ -6,6 +6,8 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -108,6 +110,14 @@ def run_symscale():
         return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
 
     return run
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that everyone may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
 
 
 @pytest.fixture

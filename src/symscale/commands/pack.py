@@ -48,5 +48,12 @@ def parse_entry(text: str) -> dict:
         raise UserError(f"--entry: not readable as JSON ({error})") from None
     errors = jsonschema.Draft202012Validator(DATASET_SCHEMA).iter_errors(entry)
     if error := jsonschema.exceptions.best_match(errors):
-        raise UserError(f"--entry: {'.'.join(map(str, error.path)) or 'entry'}: {error.message}")
+        known = (
+            f"; it may have {', '.join(error.schema['properties'])}"
+            if error.validator == "additionalProperties"
+            else ""
+        )
+        raise UserError(
+            f"--entry: {'.'.join(map(str, error.absolute_path)) or 'entry'}: {error.message}{known}"
+        )
     return entry

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -18,13 +16,12 @@ from tqdm import tqdm
 from symscale.data import chunks, pack
 from symscale.data.checks import check_labels
 from symscale.data.reference import ELEMENTS, LeastSquares, References
+from symscale.data.shuffle import write_pack
 from symscale.data.sources import source_module
 from symscale.data.sources.schema import input_paths, missing_inputs, thresholds
 from symscale.data.split import DROPPED, TRAIN, VAL, assign, duplicates, leakage
 from symscale.data.stage import stage_all
 from symscale.errors import UserError
-
-BUCKET_BYTES = 128 * 2**20  # sorted and written at a time
 
 
 def build_pack(entry: dict, out: str, processes: int | None = None) -> tuple[dict, bool]:
@@ -73,7 +70,7 @@ def build_pack(entry: dict, out: str, processes: int | None = None) -> tuple[dic
         labels = check_labels(stems, names, entry)
         parts = assign(stems, given, entry)
         references, stats = _references(stems, parts, entry, staged)
-        manifest = _write(stems, parts, os.path.join(work, "pack"), entry)
+        manifest = write_pack(stems, parts, os.path.join(work, "pack"))
         manifest |= {
             "format": pack.FORMAT,
             "entry": entry,
@@ -225,121 +222,6 @@ def _moments(
         mean += delta * len(x) / (count + len(x))
         count += len(x)
     return float(mean), float(np.sqrt(squares / max(count, 1))), outliers
-
-
-class _Writer:
-    """One ``.npy`` written in pieces, hashed on the way."""
-
-    def __init__(self, path: str, name: str, rows: int):
-        dtype, trailing = pack.ARRAYS[name]
-        self.path, self.dtype, self.shape = path, np.dtype(dtype), (rows, *trailing)
-        self.file = open(path, "w+b")
-        header = {"descr": dtype, "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
-        self.file.seek(0)
-        self.hash = hashlib.sha256(self.file.read())
-
-    def write(self, array: np.ndarray) -> None:
-        data = np.ascontiguousarray(array, dtype=self.dtype).tobytes()
-        with chunks.disk_errors(self.path):
-            self.file.write(data)
-        self.hash.update(data)
-
-    def close(self) -> dict:
-        with chunks.disk_errors(self.path):
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.close()
-        return {
-            "bytes": os.path.getsize(self.path),
-            "shape": list(self.shape),
-            "sha256": self.hash.hexdigest(),
-        }
-
-
-def _write(stems: list[str], parts: list[np.ndarray], folder: str, entry: dict) -> dict:
-    """Sort all samples by key, one key range at a time, into the final arrays."""
-    shutil.rmtree(folder, ignore_errors=True)
-    molecules, atoms = Counter(), Counter()
-    for stem, part in zip(stems, parts, strict=True):
-        natoms = chunks.read_rows(stem)["natoms"]
-        for split, which in zip(pack.SPLITS, (TRAIN, VAL), strict=True):
-            molecules[split] += int((part == which).sum())
-            atoms[split] += int(natoms[part == which].sum())
-    writers = {}
-    with chunks.disk_errors(folder):
-        for split in pack.SPLITS:
-            os.makedirs(os.path.join(folder, split))
-            m, a = molecules[split], atoms[split]
-            for name in pack.ARRAYS:
-                rows = a if name in chunks.FLAT else m + (name == "offsets")
-                writers[split, name] = _Writer(os.path.join(folder, split, f"{name}.npy"), name, rows)
-            writers[split, "offsets"].write(np.zeros(1))
-    end = dict.fromkeys(pack.SPLITS, 0)
-    elements = {split: np.zeros(ELEMENTS, dtype=np.int64) for split in pack.SPLITS}
-    charges, spins = Counter(), Counter()
-    buckets = -(-sum(atoms.values()) * 25 // BUCKET_BYTES) or 1
-    bounds = [min(2**64 - 1, b * 2**64 // buckets) for b in range(buckets + 1)]
-    for first, last in tqdm(
-        list(itertools.pairwise(bounds)), desc="shuffle", unit="bucket", disable=buckets < 3
-    ):
-        rows, part, flat = _bucket(stems, parts, first, last, closed=last == bounds[-1])
-        for split, which in zip(pack.SPLITS, (TRAIN, VAL), strict=True):
-            chosen = np.flatnonzero(part == which)
-            chosen = chosen[np.argsort(rows["key"][chosen], kind="stable")]
-            picked = rows[chosen]
-            index = chunks.ragged(picked["start"], picked["natoms"].astype(np.int64))
-            for name, array in flat.items():
-                writers[split, name].write(array[index])
-            ends = end[split] + np.cumsum(picked["natoms"], dtype=np.int64)
-            end[split] = int(ends[-1]) if len(ends) else end[split]
-            writers[split, "offsets"].write(ends)
-            writers[split, "energy"].write(picked["energy"])
-            writers[split, "molecule"].write(picked["molecule"])
-            elements[split] += np.bincount(flat["z"][index], minlength=ELEMENTS)
-            charges.update(picked["charge"].tolist())
-            spins.update(picked["spin"].tolist())
-    return {
-        "files": {f"{split}/{name}.npy": writer.close() for (split, name), writer in writers.items()},
-        "counts": {
-            split: {
-                "molecules": molecules[split],
-                "atoms": atoms[split],
-                "elements": {str(z): int(elements[split][z]) for z in np.flatnonzero(elements[split])},
-            }
-            for split in pack.SPLITS
-        },
-        "charge": {str(k): v for k, v in sorted(charges.items())},
-        "spin": {str(k): v for k, v in sorted(spins.items())},
-    }
-
-
-def _bucket(stems, parts, first: int, last: int, closed: bool):
-    """Rows, parts and flat arrays of all samples with first <= key < last (<= last if ``closed``)."""
-    rows, part, flat, atoms = [], [], {name: [] for name in chunks.FLAT}, 0
-    for stem, chunk_part in zip(stems, parts, strict=True):
-        chunk = chunks.read_rows(stem)
-        low = int(np.searchsorted(chunk["key"], np.uint64(first)))
-        high = int(np.searchsorted(chunk["key"], np.uint64(last), side="right" if closed else "left"))
-        if low == high:
-            continue
-        picked = chunk[low:high].copy()
-        start = int(picked["start"][0])
-        stop = int(picked["start"][-1] + picked["natoms"][-1])
-        picked["start"] += atoms - start
-        atoms += stop - start
-        rows.append(picked)
-        part.append(chunk_part[low:high])
-        for name in chunks.FLAT:
-            flat[name].append(np.array(chunks.read_flat(stem, name)[start:stop]))
-    if not rows:
-        empty = {name: np.zeros((0, *shape), dtype) for name, (dtype, shape) in chunks.FLAT.items()}
-        return np.zeros(0, chunks.ROW), np.zeros(0, np.uint8), empty
-    return (
-        np.concatenate(rows),
-        np.concatenate(part),
-        {name: np.concatenate(arrays) for name, arrays in flat.items()},
-    )
 
 
 def _install(folder: str, out: str) -> None:

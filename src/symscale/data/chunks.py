@@ -155,7 +155,7 @@ def disk_errors(path: str):
                 "run again: what was finished is kept"
             ) from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"{path}: {error.strerror}; correct the permissions") from None
+            raise UserError(f"{error.filename or path}: {error.strerror}; correct the permissions") from None
         raise
 
 
@@ -182,8 +182,11 @@ def read_rows(stem: str) -> np.ndarray:
 
 def read_flat(stem: str, name: str) -> np.ndarray:
     """A flat array of a chunk, memory-mapped."""
-    path = f"{stem}.{name}.npy"
-    return np.load(path, mmap_mode="r") if os.path.getsize(path) > 128 else np.load(path)
+    return map_array(f"{stem}.{name}.npy")
+
+
+def map_array(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
 
 
 def composition(rows: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ def assign(stems: list[str], given: list[str], entry: dict) -> list[np.ndarray]:
         ]
     total = sum(len(read_rows(stem)) for stem in stems)
     validation = entry.get("validation", DEFAULT_VALIDATION)
-    target = validation if validation >= 1 else max(1, round(validation * total))
+    target = int(validation) if validation >= 1 else max(1, round(validation * total))
     if target >= total:
         raise UserError(f"validation: {validation} of {total} samples leaves none for training")
     kind = entry.get("split", "molecule" if entry["source"] != "omol25" else "random")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from symscale.data.chunks import Samples
+from symscale.data.chunks import Samples, disk_errors
 from symscale.data.sources import Task
 from symscale.errors import UserError
 
@@ -65,10 +65,9 @@ def tasks(entry: dict) -> list[Task]:
             if not files:
                 raise UserError(f"{path}: no files of a known kind in this folder ({', '.join(SUFFIXES)})")
         for number, file in enumerate(files):
-            if not os.access(file, os.R_OK):
-                raise UserError(f"{file}: cannot be read; correct its permissions")
+            with disk_errors(str(file)), open(file, "rb"):
+                size = max(1, file.stat().st_size // 1000)
             first_row = ((part == "val") << 60) + (number << 40)
-            size = max(1, file.stat().st_size // 1000)
             found.append(Task(str(file), size, part if "val" in entry else "", (str(file), first_row)))
     return found
 

@@ -12,12 +12,13 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
 import numpy as np
 
-from symscale.data.chunks import Samples
+from symscale.data.chunks import Samples, disk_errors
 from symscale.data.sources import Task
 from symscale.errors import UserError
 
@@ -25,8 +26,6 @@ TASK_ROWS = 10_000
 NEUTRAL_IDS = frozenset({"ani2x", "orbnet_denali", "spice", "geom_orca6", "trans1x", "rgd"})
 # A file may end a few pages before the last one allocated, if those were freed before they were written
 SPARE_PAGES = 16
-
-_open: dict[str, lmdb.Environment] = {}  # one at a time: a process may not open a shard twice
 
 
 def tasks(entry: dict) -> list[Task]:
@@ -55,12 +54,11 @@ def tasks(entry: dict) -> list[Task]:
 def read(entry: dict, task: Task) -> Iterator[Samples]:
     """The rows of one range, in one block."""
     shard, first, last, first_row = task.payload
-    environment = _environment(shard)
     neutral = entry.get("neutral", False)
     dropped = Counter()
     z, pos, forces = [], [], []  # flat lists of Python numbers: one conversion a block
     energy, counts, rows, charge, spin = [], [], [], [], []
-    with environment.begin() as transaction:
+    with _transaction(shard) as transaction:
         deleted = set(_decode(shard, "deleted_ids", transaction.get(b"deleted_ids")) or ())
         for number in range(first, last):
             value = transaction.get(str(number).encode())
@@ -129,34 +127,32 @@ def _decode(shard: str, row: int | str, value: bytes | None):
 
 
 def _next_id(shard: str) -> int:
-    with _environment(shard).begin() as transaction:
+    with _transaction(shard) as transaction:
         value = _decode(shard, "nextid", transaction.get(b"nextid"))
     if value is None:
         raise UserError(f"{shard}: no 'nextid'; not an ASE LMDB database, or one whose writing was cut off")
     return int(value)
 
 
-def _environment(shard: str) -> lmdb.Environment:
-    """The shard, opened for reading; whatever this process had open before is closed."""
-    if shard not in _open:
-        for path in list(_open):
-            _open.pop(path).close()
-        try:
-            if os.path.getsize(shard) == 0:
-                raise UserError(f"{shard}: is empty; download it again")
-            environment = lmdb.open(
-                shard, subdir=False, readonly=True, lock=False, readahead=True, meminit=False
-            )
-        except PermissionError as error:
-            raise UserError(f"{shard}: cannot be read ({error.strerror}); correct its permissions") from None
-        except (lmdb.Error, OSError) as error:
-            word = "correct its permissions" if "ermission" in str(error) else "download it again"
-            raise UserError(f"{shard}: cannot be opened ({error}); {word}") from None
-        # Reading a page beyond the end of the file would kill the process, so look at the size first
-        expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+@contextmanager
+def _transaction(shard: str) -> Iterator[lmdb.Transaction]:
+    """A read-only view of a shard; closed after use, as a process may not open a shard twice."""
+    with (
+        disk_errors(shard),
+        open(shard, "rb"),
+    ):  # lmdb's own message for a missing right does not name the file
         size = os.path.getsize(shard)
-        if size < expected - SPARE_PAGES * environment.stat()["psize"]:
-            environment.close()
+    if size == 0:
+        raise UserError(f"{shard}: is empty; download it again")
+    try:
+        environment = lmdb.open(shard, subdir=False, readonly=True, lock=False, meminit=False)
+    except lmdb.Error as error:
+        raise UserError(f"{shard}: cannot be opened ({error}); download it again") from None
+    with environment:
+        # Reading a page beyond the end of the file would kill the process, so look at the size first
+        page = environment.stat()["psize"]
+        expected = (environment.info()["last_pgno"] + 1) * page
+        if size < expected - SPARE_PAGES * page:
             raise UserError(f"{shard}: cut off: {size} of {expected} bytes; download it again")
-        _open[shard] = environment
-    return _open[shard]
+        with environment.begin() as transaction:
+            yield transaction

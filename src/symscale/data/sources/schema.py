@@ -21,10 +21,10 @@ _COMMON = {
     "source": {"description": "Where the molecules come from.", "enum": ["xtb", "omol25", "files"]},
     "validation": {
         "description": "Held-out part: a share of the molecules (below 1) or a number of them (a whole number).",
-        "oneOf": [
-            {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-            {"type": "integer", "minimum": 1},
-        ],
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "if": {"minimum": 1},
+        "then": {"type": "integer"},
     },
     "split": {
         "description": "molecule: all frames of a molecule on one side; formula: all isomers; random: by frame.",

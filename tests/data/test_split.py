@@ -1,0 +1,92 @@
+"""Splits, leakage and duplicates, on chunks whose rows are written by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from symscale.data import chunks, split
+from symscale.data.split import TRAIN, VAL, assign, duplicates, leakage
+from symscale.errors import UserError
+
+
+@pytest.fixture
+def stems(tmp_path):
+    """Two chunks with 600 samples of 100 molecules and 20 formulas."""
+    rng = np.random.default_rng(0)
+    found = []
+    for chunk in range(2):
+        rows = np.zeros(300, dtype=chunks.ROW)
+        rows["key"] = np.sort(rng.integers(0, 2**63, 300).astype(np.uint64))
+        rows["molecule"] = rng.integers(0, 100, 300)
+        rows["formula"] = rows["molecule"] % 20
+        rows["structure"] = np.arange(300) + 300 * chunk
+        np.save(tmp_path / f"{chunk}.rows.npy", rows)
+        found.append(str(tmp_path / str(chunk)))
+    return found
+
+
+def columns(stems, parts, name, which):
+    return np.concatenate([chunks.read_rows(s)[name][p == which] for s, p in zip(stems, parts, strict=True)])
+
+
+@pytest.mark.parametrize("kind", ["molecule", "formula"])
+def test_groups_are_never_divided(stems, kind):
+    """No molecule (or formula) on both sides, and about as many samples held out as asked for."""
+    parts = assign(stems, ["", ""], {"source": "files", "split": kind, "validation": 0.2})
+    train, val = (set(columns(stems, parts, kind, which).tolist()) for which in (TRAIN, VAL))
+    assert not train & val and train and val
+    held = sum((p == VAL).sum() for p in parts)
+    assert 120 <= held <= 120 + 60  # at most one group more than asked for
+    assert leakage(stems, parts)[kind] == 0
+
+
+def test_random_split_holds_out_the_exact_number(stems):
+    """As for the seeded 79K of the 4M set; and it leaks, which is counted."""
+    parts = assign(stems, ["", ""], {"source": "files", "split": "random", "validation": 50})
+    assert sum((p == VAL).sum() for p in parts) == 50
+    train = set(columns(stems, parts, "molecule", TRAIN).tolist())
+    expected = sum(m in train for m in columns(stems, parts, "molecule", VAL))
+    assert expected > 25
+    assert leakage(stems, parts)["molecule"] == expected
+
+
+def test_split_depends_on_seed_not_on_order_of_files(stems):
+    """Chunks in another order: the same samples are held out. Another seed: others."""
+    entry = {"source": "files", "split": "molecule", "validation": 0.2}
+    forward = assign(stems, ["", ""], entry)
+    backward = assign(stems[::-1], ["", ""], entry)
+    assert all(np.array_equal(a, b) for a, b in zip(forward, backward[::-1], strict=True))
+    other = assign(stems, ["", ""], entry | {"seed": 1})
+    assert not all(np.array_equal(a, b) for a, b in zip(forward, other, strict=True))
+
+
+def test_given_validation_files_are_kept_as_given(stems):
+    """A source that says what is for validation is not split again."""
+    parts = assign(stems, ["", "val"], {"source": "files", "validation": 0.5})
+    assert (parts[0] == TRAIN).all() and (parts[1] == VAL).all()
+
+
+def test_one_molecule_cannot_be_split_by_molecule(tmp_path):
+    """MD of one molecule: the message says which split works."""
+    rows = np.zeros(10, dtype=chunks.ROW)
+    rows["key"] = np.arange(10)
+    np.save(tmp_path / "0.rows.npy", rows)
+    with pytest.raises(UserError, match="split: random"):
+        assign([str(tmp_path / "0")], [""], {"source": "files", "validation": 0.2})
+    with pytest.raises(UserError, match="validation: 10 of 10"):
+        assign([str(tmp_path / "0")], [""], {"source": "files", "split": "random", "validation": 10})
+
+
+@pytest.mark.parametrize("partition", [4_000_000, 100])
+def test_duplicates_are_counted_in_bounded_memory(stems, monkeypatch, partition):
+    """Three copies of one structure are two duplicates, in one pass or in many; dropped samples do not count."""
+    monkeypatch.setattr(split, "_PARTITION", partition)
+    rows = chunks.read_rows(stems[0])
+    rows["structure"][[4, 90, 200]] = 5
+    rows["structure"][5] = 10_000
+    np.save(f"{stems[0]}.rows.npy", rows)
+    parts = [np.full(300, TRAIN, np.uint8) for _ in stems]
+    assert duplicates(stems, parts) == 2
+    parts[0][90] = split.DROPPED
+    assert duplicates(stems, parts) == 1
