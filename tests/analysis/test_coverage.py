@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from symscale.analysis import intervals as iv, paper
+from symscale.analysis import intervals as iv
+from symscale.analysis import paper
 from symscale.analysis.closed import Allocation, fit_cost
 from symscale.analysis.compare import welch
 from symscale.analysis.laws import fit
@@ -37,7 +38,9 @@ def coverage(arch, n_sweeps, n_bootstrap):
         right = exponents(truth, cost)
         rng = iv.generator(seed, "resamples", arch)
         draws = {
-            "run": iv.bootstrap_runs(law, points["run"].to_numpy(str), points["N"].to_numpy(), n_bootstrap, rng),
+            "run": iv.bootstrap_runs(
+                law, points["run"].to_numpy(str), points["N"].to_numpy(), n_bootstrap, rng
+            ),
             "point": iv.bootstrap_points(law, n_bootstrap, rng),
         }
         for kind, d in draws.items():

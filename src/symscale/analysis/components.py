@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from symscale.analysis.records import Options, Record, analyse_frontier, analyse
 from symscale.errors import UserError
 
 PARTS = {"energy": "energy_loss", "force": "force_loss"}
+PART_BOOTSTRAPS = 400
 SATURATED = 0.1  # averaging has saturated where at most this share of the whole gain is still to come
 
 
@@ -22,6 +24,7 @@ def decompose(points: pd.DataFrame, group: str, arch: str, options: Options) -> 
     """Sum law and frontier in C of each term of eq. (1), as variants 'energy' and 'force'. A term that is nowhere
     positive (absent from the training loss) has no law."""
     records = []
+    options = dataclasses.replace(options, bootstraps=min(options.bootstraps, PART_BOOTSTRAPS))
     for variant, column in PARTS.items():
         if column not in points:
             continue

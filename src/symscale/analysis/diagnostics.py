@@ -55,7 +55,8 @@ def diagnose(fit: Fit, runs: np.ndarray | None = None, draws: dict | None = None
 
 def _correlation(fit: Fit, draws: dict | None, scale: str, exponent: str, k: int) -> float:
     """corr(exponent, log factor) over the draws, or by the local quadratic where there are none."""
-    if draws is not None and np.std(draws[exponent]) > 0 and np.all(draws[scale] > 0):
+    varied = draws is not None and np.std(draws[exponent]) > 1e-6 * abs(fit.params[exponent])
+    if varied and np.all(draws[scale] > 0):
         return float(np.corrcoef(draws[exponent], np.log(draws[scale]))[0, 1])
     _, jac = _model(fit.theta[None], fit.x)
     covariance = np.linalg.pinv(jac[0] @ jac[0].T)

@@ -18,7 +18,7 @@ from symscale.analysis.laws import LEAST_SQUARES, Fit, fit
 from symscale.analysis.solver import predict
 from symscale.errors import UserError
 
-BUDGETS = 400
+BUDGETS = 200
 CENSORED = ("inside", "D* beyond D_max", "N* below the second-smallest N", "N* beyond the largest N")
 
 

@@ -112,6 +112,8 @@ def fit(
     solution = solve(x, y, begin, delta=delta, tolerance=1e-12, max_iterations=1000)
     start = int(np.argmin(solution.objective))
     theta = solution.theta[start]
+    if free and theta[-1] < 1e-9 * np.exp(y.min()):  # rounding
+        theta[-1], solution.at_bound[start, -1] = 0.0, True
     words = search_words(law, solution, start, free)
     params = {name: float(v) for name, v in natural(law, theta, centre).items()}
     return Fit(law, params, theta, centre, x, y, free, delta, float(solution.objective[start]), tuple(words))
