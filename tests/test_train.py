@@ -20,6 +20,7 @@ from symscale.curves import SCHEMA, read_curve
 from symscale.errors import UserError
 from symscale.evaluate import evaluate
 from symscale.models import MODELS, build_model
+from symscale.run import FRACTIONS
 
 CPU = torch.device("cpu")
 MPNN = CellSpec("mpnn_w8", "mpnn", 8, 2, 8, "xtb", batch_size=8, validations=4)
@@ -168,7 +169,7 @@ def test_curve_counts_what_was_seen(pack, tmp_path):
     assert list(curve.columns) == [name for name in SCHEMA.names if name not in WALL_CLOCK]
     assert curve["molecules"].iloc[-1] == 2 * len(half) and curve["atoms"].iloc[-1] == 2 * half.atoms
     assert curve["flops"].iloc[-1] == pytest.approx(3 * meta["kappa"] * meta["N"] * 2 * half.atoms, rel=1e-12)
-    assert {max(1, round(r * meta["total_steps"])) for r in training.FRACTIONS} <= set(curve["step"])
+    assert {max(1, round(r * meta["total_steps"])) for r in FRACTIONS} <= set(curve["step"])
     assert curve["fraction"].iloc[-1] == 1 and curve["epoch"].iloc[-1] == 2
     assert curve["step"].iloc[0] == 1, "the first validation comes early"
 
