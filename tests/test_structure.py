@@ -42,7 +42,7 @@ def offenders(folder, forbidden):
         ("analysis", ["torch", "symscale.models", "symscale.train", "symscale.run", "symscale.figures"]),
         (
             "figures",
-            ["torch", "symscale.analysis.solver", "symscale.analysis.laws", "symscale.analysis.frontier"],
+            ["torch", *(f"symscale.analysis.{m}" for m in ("solver", "intervals", "records", "sweep"))],
         ),
         ("data", ["symscale.models", "symscale.train", "symscale.run", "symscale.analysis"]),
         ("models", ["symscale.train", "symscale.run", "symscale.data.pack", "symscale.data.loader"]),
