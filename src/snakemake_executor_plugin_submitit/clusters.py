@@ -7,7 +7,6 @@ asked), accounting() (of jobs it no longer knows), cancel() and outcome() (what 
 import contextlib
 import os
 import pickle
-import re
 import shlex
 import signal
 import subprocess
@@ -27,13 +26,6 @@ LIVE = set(
     "PENDING RUNNING CONFIGURING COMPLETING SUSPENDED STOPPED SIGNALING STAGE_OUT RESIZING"
     " REQUEUED REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT".split()
 )
-# pending reasons that waiting does not cure (squeue's %r), and those not worth a line
-NEVER = re.compile(
-    r"BadConstraints|PartitionNodeLimit|PartitionTimeLimit|AccountNotAllowed|QOSNotAllowed|InvalidAccount|InvalidQOS"
-    r"|DependencyNeverSatisfied|JobHoldMaxRequeue|launch failed requeued held"
-    r"|(QOS|Assoc)(Max|Min|Grp)\w*PerJob\w*|(QOS|Assoc)MaxWall\w*"
-)
-ROUTINE = {"", "None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Dependency", "Prolog"}
 
 
 class ClusterError(Exception):

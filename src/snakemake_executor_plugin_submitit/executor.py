@@ -16,13 +16,13 @@ from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.utils import format_cli_arg
 
-from .clusters import CLUSTERS, LIVE, NEVER, ROUTINE, ClusterError, Outcome, Status
-from .job import STOPPED, SnakemakeJob
+from .clusters import CLUSTERS, LIVE, ClusterError, Outcome, Status
+from .job import SnakemakeJob
 from .registry import Entry, Registry, digest
 from .resources import check_names, parameters
+from .verdict import explain, judge
 
 ARRAY_LIMIT = 500  # SLURM's default MaxArraySize is 1001
-LOST_AFTER = 20.0  # s for which a job may be unknown without a result: its files take time to show on NFS
 
 
 class Executor(RemoteExecutor):
@@ -222,50 +222,39 @@ class Executor(RemoteExecutor):
         ended = [i.external_jobid for i, o in pending if o is None and i.external_jobid not in queue]
         queue |= self.cluster.accounting(ended) if ended else {}
         for info, outcome in pending:
-            following = self._judge(info, outcome, queue.get(info.external_jobid))
+            following = self._act(info, outcome, queue.get(info.external_jobid))
             if following:
                 yield following
 
-    def _judge(self, info: SubmittedJobInfo, outcome: Outcome | None, status: Status | None) -> Any:
+    def _act(
+        self, info: SubmittedJobInfo, outcome: Outcome | None, status: Status | None
+    ) -> SubmittedJobInfo | None:
         """What to watch from now on: the same job, its successor, or None when it is settled."""
         entry: Entry = info.aux["entry"]
-        state = status.state if status else "UNKNOWN"
-        if status and state in LIVE:  # requeued jobs, too: an error they left behind is of the past
-            self._unseen.pop(entry.key, None)
-            if state == "PENDING" and NEVER.search(status.reason):
-                self._cancel_ids([entry.job])
-                return self._fail(info, f"can never be scheduled: {status.reason}", None)
-            if state == "PENDING" and status.reason not in ROUTINE:
-                if (entry.rule, status.reason) not in self._told:
-                    self._told.add((entry.rule, status.reason))
-                    self.logger.info(f"{self.cluster.name} job {entry.job} waits: {status.reason}")
-            return info
-        outcome = outcome or self.cluster.outcome(entry)
-        if outcome and outcome.returncode == 0:
-            return info  # written this moment: the next look settles it
-        if outcome and not outcome.error and outcome.exit_status != STOPPED:
-            code = outcome.exit_status if outcome.exit_status is not None else outcome.returncode
-            return self._fail(info, f"failed, exit status {code}", status)
-        if outcome and outcome.error and "scontrol" not in outcome.error:
-            return self._fail(info, outcome.error.strip().splitlines()[-1], status)
-        if state == "CANCELLED":
-            return self._fail(info, "cancelled; it goes on from its checkpoint when started again", status)
-        if state in ("OUT_OF_MEMORY", "DEADLINE", "REVOKED"):
-            return self._fail(info, state.replace("_", " ").lower(), status)
-        if state == "PREEMPTED" or (outcome and outcome.exit_status == STOPPED):
-            return self._again(info, entry, f"{state.lower()} after saving")
-        if state == "TIMEOUT":
-            if entry.timeouts >= self.settings.timeout_retries:
-                return self._fail(info, "reached its time limit too often", status)
-            return self._again(info, replace(entry, timeouts=entry.timeouts + 1), "reached its time limit")
-        first_unseen = self._unseen.setdefault(entry.key, time.monotonic())
-        if time.monotonic() - first_unseen < LOST_AFTER:
+        outcome = outcome or self.cluster.outcome(entry)  # it may have ended after the last look
+        now = time.monotonic()
+        unseen = now - self._unseen.get(entry.key, now)
+        retries = self.settings.timeout_retries, self.settings.failure_retries
+        verdict = judge(entry, outcome, status, unseen, *retries)
+        if verdict.lost:
+            self._unseen.setdefault(entry.key, now)
             self._last_query = 0.0
+        else:
+            self._unseen.pop(entry.key, None)
+        if verdict.act == "again":
+            return self._again(info, verdict.entry, verdict.why)
+        if verdict.act == "watch":
+            if verdict.why and (entry.rule, verdict.why) not in self._told:
+                self._told.add((entry.rule, verdict.why))
+                self.logger.info(f"{self.cluster.name} job {entry.job} {verdict.why}")
             return info
-        self._unseen.pop(entry.key)
-        if entry.failures >= self.settings.failure_retries:
-            return self._fail(info, f"was lost by the cluster ({state}) too often", status)
-        return self._again(info, replace(entry, failures=entry.failures + 1), f"was lost ({state})")
+        if verdict.act == "cancel":
+            self._cancel_ids([entry.job])
+        self._settle(entry)
+        rule_logs = [str(log) for log in info.job.log]
+        message, logs = explain(self.cluster.name, entry, verdict.why, status, rule_logs)
+        self.report_job_error(info, msg=message, aux_logs=logs)
+        return None
 
     def _again(self, info: SubmittedJobInfo, entry: Entry, why: str) -> SubmittedJobInfo | None:
         self.logger.info(f"{self.cluster.name} job {entry.job} {why}: submitting it again")
@@ -274,22 +263,6 @@ class Executor(RemoteExecutor):
                 [(info.job, entry, parameters(info.job.resources, info.job.threads))], again=True
             )
         return infos[0] if infos else None
-
-    def _fail(self, info: SubmittedJobInfo, what: str, status: Status | None) -> None:
-        """Report with the last error line, the state and where the logs are."""
-        entry: Entry = info.aux["entry"]
-        self._settle(entry)
-        stem = Path(entry.folder) / f"{entry.job}_0_log"
-        logs = [str(log) for log in info.job.log] + [f"{stem}.err", f"{stem}.out"]
-        logs = [log for log in logs if Path(log).exists()]
-        line = next((line for log in logs if (line := last_error_line(log))), "(none)")
-        message = f"{self.cluster.name} job {entry.job} {what}. "
-        if status:
-            message += f"State {status.state}"
-            message += f", reason {status.reason}" if status.reason not in ("", "None") else ""
-            message += f", exit code {status.exit_code}. " if status.exit_code else ". "
-        message += f"Last error line: {line}. Logs: {', '.join(logs) or 'none written'}. "
-        self.report_job_error(info, msg=message, aux_logs=logs[-2:])
 
     # -- the end -------------------------------------------------------------------------------------------
 
@@ -352,15 +325,3 @@ def _find(entry: Entry, queue: dict[str, Status]) -> str | None:
             if entry.index is None or index == str(entry.index):
                 return job
     return None
-
-
-def last_error_line(path: str) -> str:
-    """The last line of a log that names an error; the last line at all where none does."""
-    with open(path, "rb") as stream:
-        stream.seek(max(0, os.fstat(stream.fileno()).st_size - 20000))
-        text = stream.read().decode(errors="replace")
-    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-    errors = [
-        line for line in lines if re.search(r"error|exception|killed|fault|signal", line, re.IGNORECASE)
-    ]
-    return (errors or lines or [""])[-1][:500]

@@ -276,7 +276,7 @@ class CheckpointFolder:
 
     def progress(self, **fields: Any) -> None:
         """Update progress.json (step, total_steps, epoch, val_loss, seconds ...); earlier fields stay."""
-        self._progress |= fields
+        self._progress |= {"stopped": False} | fields
         self._progress |= {"restarts": self.restarts, "preemptions": self.preemptions, "updated": time.time()}
         self._progress |= {"host": socket.gethostname(), "pid": os.getpid(), "job": job_id()}
         write_atomically(self.path / "progress.json", json.dumps(self._progress).encode())
@@ -284,7 +284,7 @@ class CheckpointFolder:
     def stopped(self) -> None:
         """Note one more stop on request, after the state is saved."""
         self.preemptions += 1
-        self.progress()
+        self.progress(stopped=True)
 
 
 def read_progress(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Slurm:
         for i, name in enumerate(names):
             (folder / "spool" / name).mkdir()
             nodes.append(
-                f"NodeName={name} NodeHostname=localhost Port={port + 1 + i} CPUs=8 RealMemory=4000"
+                f"NodeName={name} NodeHostname=localhost Port={port + 1 + i} CPUs=16 RealMemory=100000"
                 f" Gres=gpu:a100:1 Feature=a100 State=UNKNOWN"
             )
             gres.append(f"NodeName={name} Name=gpu Type=a100 File={folder}/gpu0")

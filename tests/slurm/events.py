@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster import Slurm, wait_for
+from real import real_training_preempted
 from sandbox import CELL, HOLD, STEPS, Sandbox
 
 # {partition: (nodes, GraceTime)}: partitions of their own for events that reach beyond their jobs
@@ -19,6 +20,7 @@ PARTITIONS = {
     "kept": (1, 20),
     "array": (3, 0),
     "plain": (3, 0),
+    "real": (1, 20),
 }
 
 
@@ -256,5 +258,6 @@ EVENTS: dict[str, Callable[[Path, Slurm], dict]] = {
         two_snakemakes,
         local_cluster,
         local_sigint,
+        real_training_preempted,
     )
 }

@@ -48,6 +48,9 @@ class Sandbox:
         command += ["--executor", "submitit", "--submitit-cluster", cluster, "--submitit-poll-interval", "3"]
         command += ["--jobs", "30", "--rerun-incomplete", "--latency-wait", "10", "--nocolor", "--keep-going"]
         command += ["--default-resources", *(f"{k}={v}" for k, v in resources.items()), *arguments]
+        return self.run(command)
+
+    def run(self, command: list[str]) -> "Run":
         run = Run(command, self.folder, self.env, len(self._runs))
         self._runs.append(run)
         return run
