@@ -1,0 +1,142 @@
+"""One figure a study, and the forest plot of differences of exponents."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from symscale.figures import style
+from symscale.figures.frontiers import draw_frontier
+from symscale.figures.inputs import Analysis, ordered, title
+from symscale.figures.style import Drawing
+
+LETTERS = {"alpha": "α", "beta": "β", "gamma": "γ", "kappa": "κ", "closed_form": "sum law", "L_inf": "L∞"}
+
+
+def study(a: Analysis, name: str) -> Drawing:
+    """Frontiers in C by group, a panel an architecture, and the differences of exponents between the groups."""
+    entry = a.studies[name]
+    cells = set(entry["cells"])
+    groups = [g for g in a.groups if cells & set(a.rows(g, kept=False)["cell"])]
+    plain = [g for g in a.plain if g not in groups and a.arch(g) in {a.arch(o) for o in groups}]
+    groups = ordered(groups + plain)  # beside every variant stands what it is a variant of
+    cells |= {c for g in plain for c in a.rows(g, kept=False)["cell"]}
+    archs = list(dict.fromkeys(a.arch(g) for g in groups))
+    rows = differences(a, groups)
+    rows = [c for c in rows if a.arch(c["first"]) == a.arch(c["second"])] or rows
+    several = len(groups) > 1
+    fig, (axes,) = style.figure(len(archs) + several, width=4.0, height=max(3.7, 0.2 * len(rows) + 1.2))
+    for ax, arch in zip(axes, archs, strict=False):
+        _panel(ax, a, [g for g in groups if a.arch(g) == arch], cells)
+        ax.set_title(title(arch))
+    if several:
+        forest(axes[-1], rows, a)
+        axes[-1].set_title("differences of exponents")
+    names = ", ".join(title(g, groups, a.points) for g in groups)
+    alt = f"Loss against compute with fitted frontiers for {names}; differences of their exponents."
+    return Drawing(fig, entry.get("title") or name, finding(a, groups), alt, study=name)
+
+
+def finding(a: Analysis, groups: list[str]) -> str:
+    """What the comparisons between these groups say, in sentences."""
+    inside = [c for c in a.comparisons if {c["first"], c["second"]} <= set(groups)]
+    shifts = [c["verdict"] for c in inside if c["kind"] == "shift" and c["what"] == "frontier in C"]
+    slopes = [c["verdict"] for c in inside if c["kind"] == "exponent" and c["what"] == "gamma (frontier, C)"]
+    spread = [s for g in groups if (s := replicates(a, g))]
+    sentences = spread + (shifts or slopes)[:3]
+    if not sentences:
+        return "No comparison: it needs two groups of at least three runs."
+    return " ".join(f"{s[:1].upper()}{s[1:]}." for s in map(greek, sentences))
+
+
+def replicates(a: Analysis, group: str) -> str:
+    """How far runs of one N that differ by their seed lie apart; '' without such runs."""
+    numbers = (a.fit("sum", group) or {"numbers": {}})["numbers"]
+    if not numbers.get("replicate_df"):
+        return ""
+    spread = f"{numbers['replicate_sd']:.3f} in log L ({numbers['replicate_df']:.0f} degrees of freedom)"
+    return f"runs of {title(group)} that differ by their seed only have a standard deviation of {spread}"
+
+
+def _panel(ax: Axes, a: Analysis, groups: list[str], cells: set[str]) -> None:
+    arch = a.arch(groups[0])
+    names = {g: title(g, groups, a.points).removeprefix(title(arch) + ", ") for g in groups}
+    groups = sorted(groups, key=lambda g: [float(v) for v in re.findall(r"\d+(?:\.\d+)?", names[g])])
+    tones, handles = style.shades(style.colour(arch)), []
+    for i, group in enumerate(groups):
+        colour = tones(0.5 if len(groups) == 1 else 0.1 + 0.8 * i / (len(groups) - 1))
+        dash, mark = style.DASHES[i % len(style.DASHES)], "osD^vPX<>*"[i % 10]
+        rows = a.rows(group, kept=False)
+        for cell, curve in rows[rows["cell"].isin(cells)].groupby("cell"):
+            ax.plot(curve["C"], curve["loss"], color=colour, lw=0.5, alpha=0.35, gid=f"curve:{cell}")
+        fit = draw_frontier(ax, a, group, "C", colour, mark, dash)
+        words = f"γ = {style.interval(fit['params']['gamma'])}{style.star(fit)}" if fit else "no fit"
+        handles.append(style.handle(colour, f"{names[group]}: {words}", marker=mark, ms=4, ls=dash, lw=1.4))
+    style.log_axes(ax, "C", "loss")
+    style.finish_log(ax)
+    style.below(ax, handles)
+
+
+def differences(a: Analysis, groups: list[str]) -> list[dict]:
+    """Comparisons of exponents between two of these groups that have an interval: the later group of the
+    paper's order minus the earlier."""
+    order, out = ordered(groups), []
+    for c in a.comparisons:
+        if c["kind"] != "exponent" or not {c["first"], c["second"]} <= set(order) or c["lo"] is None:
+            continue
+        if order.index(c["first"]) > order.index(c["second"]):
+            turned = {"estimate": -c["estimate"], "lo": -c["hi"], "hi": -c["lo"]}
+            c = c | {"first": c["second"], "second": c["first"]} | turned
+        out.append(c)
+    return sorted(out, key=lambda c: (c["what"], order.index(c["first"]), order.index(c["second"])))
+
+
+def forest(ax: Axes, rows: list[dict], a: Analysis, label: bool = True) -> None:
+    """Estimates with intervals about a line at zero; filled where the interval leaves zero out."""
+    if not rows:
+        style.note(ax, "no comparison: each side needs at least three runs")
+        ax.set_axis_off()
+        return
+    far = [max(abs(c["lo"]), abs(c["hi"])) for c in rows]
+    reach = 1.1 * max(min(max(far), 6 * float(np.median(far))), max(abs(c["estimate"]) for c in rows))
+    for y, c in enumerate(rows):
+        same = a.arch(c["first"]) == a.arch(c["second"])
+        colour = style.colour(a.arch(c["second"])) if same else style.GREY
+        hollow = c["lo"] <= 0 <= c["hi"]
+        whisker(ax, y, c["estimate"], c["lo"], c["hi"], colour, reach=(-reach, reach), hollow=hollow)
+    ax.axvline(0, color=style.GREY, lw=0.9)
+    ax.set_xlim(-reach, reach)
+    names = [_pair(c, a, label) for c in rows]
+    ax.set_yticks(range(len(rows)), names, fontsize=6.5 if label else 7.5)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel("difference")
+
+
+def _pair(c: dict, a: Analysis, label: bool) -> str:
+    both = [c["first"], c["second"]]
+    first, second = (title(g, both, a.points) for g in both)
+    arch = title(a.arch(both[0])) + ", "
+    if first.startswith(arch) and second.startswith(arch):
+        first, second = first.removeprefix(arch), second.removeprefix(arch)
+    names = f"{second} − {first}"
+    return f"{greek(c['what'])}: {names}" if label else names
+
+
+def greek(words: str) -> str:
+    """'gamma (frontier, C)' -> 'γ (frontier, C)'."""
+    for name, letter in LETTERS.items():
+        words = words.replace(name, letter)
+    return words
+
+
+def whisker(ax: Axes, y: float, value, low, high, colour, *, reach, hollow=False, mark="o", lw=1.6) -> None:
+    """A dot with its interval; an arrow where the interval goes on beyond `reach`."""
+    if low is not None and high is not None and np.isfinite(low) and np.isfinite(high):
+        ends = [max(low, reach[0]), min(high, reach[1])]
+        ax.plot(ends, [y, y], color=colour, lw=lw, solid_capstyle="butt")
+        for beyond, at, tip in ((low < reach[0], reach[0], "<"), (high > reach[1], reach[1], ">")):
+            if beyond:
+                ax.plot([at], [y], tip, color=colour, ms=5, clip_on=False)
+    ax.plot([value], [y], mark, ms=5, mec=colour, mfc="white" if hollow else colour, mew=1.1)
