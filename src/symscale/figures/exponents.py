@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from symscale.figures import style
-from symscale.figures.inputs import Analysis, title
-from symscale.figures.studies import differences, forest, greek, whisker
+from symscale.figures.inputs import Analysis, in_words, title
+from symscale.figures.studies import differences, forest, whisker
 from symscale.figures.style import Drawing
 
 # (law, x, variant, marker, words) of the estimates of each exponent
@@ -76,9 +76,9 @@ def _panel(ax: Axes, a: Analysis, groups: list[str], name: str, methods) -> None
         for k, (law, x, variant, mark, _) in enumerate(methods)
         if (fit := a.fit(law, g, x, variant)) is not None
     ]
-    ax.set_xlabel(greek(name))
+    ax.set_xlabel(in_words(name, []))
     if not found:
-        style.note(ax, f"{greek(name)} could not be fitted", 24)
+        style.note(ax, f"{in_words(name, [])} could not be fitted", 24)
         return
     reach = _reach([fit["params"][name] for *_, fit in found])
     for y, group, mark, fit in found:
@@ -124,8 +124,8 @@ def comparisons(a: Analysis) -> Drawing | None:
     lines = -(-len(kinds) // columns)
     fig, axes = style.figure(columns, lines, width=3.9, height=0.27 * most + 1.0)
     for ax, kind in zip(axes.flat, kinds, strict=False):
-        forest(ax, [c for c in rows if c["what"] == kind], a, label=False)
-        ax.set_title(greek(kind))
+        forest(ax, [c for c in rows if c["what"] == kind], a)
+        ax.set_title(in_words(kind, []))
     for ax in axes.flat[len(kinds) :]:
         ax.set_axis_off()
     clear = sum(c["p"] is not None and c["p"] < 0.05 for c in rows)

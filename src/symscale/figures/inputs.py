@@ -23,6 +23,7 @@ TITLES = {
     "esen": "eSEN",
     "transformer": "Transformer",
 }
+LETTERS = {"alpha": "α", "beta": "β", "gamma": "γ", "kappa": "κ", "closed_form": "sum law", "L_inf": "L∞"}
 ORDER = tuple(TITLES)  # unconstrained to high order, as the paper lists them
 
 
@@ -165,16 +166,30 @@ def fields_of(group: str) -> dict[str, str]:
 
 
 def title(group: str, siblings: Iterable[str] = (), points: pd.DataFrame | None = None) -> str:
-    """'esen_l2' -> 'eSEN, lmax 2'. Beside siblings, a plain group shows its own value of what they set."""
+    """'esen_l2' -> 'eSEN, lmax 2'. Beside siblings a plain group is 'eSEN, lmax 4' where lmax is all that they
+    vary, else 'eSEN, default'."""
     arch, fields = group.split("_")[0], fields_of(group)
-    if not fields and points is not None:
-        for sibling in siblings:
-            if sibling.split("_")[0] == arch:
-                for field in set(fields_of(sibling)) & set(points.columns) - {"seed"}:
-                    values = points.loc[points["group"] == group, field].unique()
-                    if len(values) == 1 and str(values[0]) not in ("False", "0", "0.0"):
-                        fields[field] = f"{values[0]}"
+    others = [s for s in siblings if s != group and s.split("_")[0] == arch]
+    if not fields and others:
+        varied = {field for other in others for field in fields_of(other)}
+        fields["default"] = ""
+        field = next(iter(varied))
+        if len(varied) == 1 and points is not None and field in points:
+            values = points.loc[points["group"] == group, field].unique()
+            if len(values) == 1 and str(values[0]) not in ("False", "0", "0.0"):
+                fields = {field: "100 %" if field == "data_fraction" else str(values[0])}
     words = [f"{field.replace('_', ' ')} {value}".strip() for field, value in sorted(fields.items())]
-    if not words and any(s != group and s.split("_")[0] == arch for s in siblings):
-        words = ["default"]
     return ", ".join([TITLES.get(arch, arch), *words])
+
+
+def in_words(sentence: str, groups: Iterable[str]) -> str:
+    """A sentence of the analysis with titles for group names and letters for parameters."""
+    for group in sorted(groups, key=len, reverse=True):
+        name = title(group)
+        first, _, rest = name.partition(", ")
+        sentence = re.sub(
+            rf"(?<![\w]){re.escape(group)}(?![\w])", f"{first} ({rest})" if rest else first, sentence
+        )
+    for name, letter in LETTERS.items():
+        sentence = sentence.replace(name, letter)
+    return sentence

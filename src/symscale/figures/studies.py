@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 
 from symscale.figures import style
 from symscale.figures.frontiers import draw_frontier
-from symscale.figures.inputs import Analysis, ordered, title
+from symscale.figures.inputs import Analysis, in_words, ordered, title
 from symscale.figures.style import Drawing
 
-LETTERS = {"alpha": "α", "beta": "β", "gamma": "γ", "kappa": "κ", "closed_form": "sum law", "L_inf": "L∞"}
+PAIRS = 8  # of one study that a forest plot still tells apart
 
 
 def study(a: Analysis, name: str) -> Drawing:
@@ -27,28 +27,29 @@ def study(a: Analysis, name: str) -> Drawing:
     rows = differences(a, groups)
     rows = [c for c in rows if a.arch(c["first"]) == a.arch(c["second"])] or rows
     several = len(groups) > 1
-    fig, (axes,) = style.figure(len(archs) + several, width=4.0, height=max(3.7, 0.2 * len(rows) + 1.2))
+    fig, (axes,) = style.figure(len(archs) + several, width=4.0, height=3.9)
     for ax, arch in zip(axes, archs, strict=False):
         _panel(ax, a, [g for g in groups if a.arch(g) == arch], cells)
         ax.set_title(title(arch))
     if several:
-        forest(axes[-1], rows, a)
+        pair_forest(axes[-1], rows, a)
         axes[-1].set_title("differences of exponents")
     names = ", ".join(title(g, groups, a.points) for g in groups)
     alt = f"Loss against compute with fitted frontiers for {names}; differences of their exponents."
-    return Drawing(fig, entry.get("title") or name, finding(a, groups), alt, study=name)
+    return Drawing(fig, entry.get("title") or name, finding(a, groups, set(entry["cells"])), alt, study=name)
 
 
-def finding(a: Analysis, groups: list[str]) -> str:
+def finding(a: Analysis, groups: list[str], cells: set[str]) -> str:
     """What the comparisons between these groups say, in sentences."""
     inside = [c for c in a.comparisons if {c["first"], c["second"]} <= set(groups)]
     shifts = [c["verdict"] for c in inside if c["kind"] == "shift" and c["what"] == "frontier in C"]
     slopes = [c["verdict"] for c in inside if c["kind"] == "exponent" and c["what"] == "gamma (frontier, C)"]
-    spread = [s for g in groups if (s := replicates(a, g))]
-    sentences = spread + (shifts or slopes)[:3]
+    seeded = a.points[a.points["cell"].isin(cells) & (a.points["seed"] != 0)]
+    spread = [s for g in ordered(seeded["group"].unique()) if (s := replicates(a, g))]
+    sentences = spread + (shifts or slopes)[:4]
     if not sentences:
         return "No comparison: it needs two groups of at least three runs."
-    return " ".join(f"{s[:1].upper()}{s[1:]}." for s in map(greek, sentences))
+    return " ".join(f"{s[:1].upper()}{s[1:]}." for s in (in_words(s, groups) for s in sentences))
 
 
 def replicates(a: Analysis, group: str) -> str:
@@ -93,42 +94,60 @@ def differences(a: Analysis, groups: list[str]) -> list[dict]:
     return sorted(out, key=lambda c: (c["what"], order.index(c["first"]), order.index(c["second"])))
 
 
-def forest(ax: Axes, rows: list[dict], a: Analysis, label: bool = True) -> None:
-    """Estimates with intervals about a line at zero; filled where the interval leaves zero out."""
-    if not rows:
-        style.note(ax, "no comparison: each side needs at least three runs")
+def forest(ax: Axes, rows: list[dict], a: Analysis) -> None:
+    """One exponent: estimates with intervals about a line at zero; filled where the interval leaves zero out."""
+    for y, c in enumerate(rows):
+        _difference(ax, y, c, style.GREY, _reach(rows))
+    _zero_line(ax, _reach(rows), [_pair(c, a) for c in rows])
+
+
+def pair_forest(ax: Axes, rows: list[dict], a: Analysis) -> None:
+    """All exponents of a few pairs, a colour and marker a pair."""
+    pairs = list(dict.fromkeys((c["first"], c["second"]) for c in rows))[:PAIRS]
+    if not pairs:
+        style.note(ax, "no comparison: it needs two groups of at least three runs")
         ax.set_axis_off()
         return
+    rows = [c for c in rows if (c["first"], c["second"]) in pairs]
+    kinds = list(dict.fromkeys(c["what"] for c in rows))
+    handles = {}
+    for c in rows:
+        k = pairs.index((c["first"], c["second"]))
+        tones = style.shades(style.colour(a.arch(c["second"])))
+        colour, mark = tones(0.15 + 0.7 * k / max(len(pairs) - 1, 1)), "osD^vPX*"[k % 8]
+        y = kinds.index(c["what"]) + (k - (len(pairs) - 1) / 2) * 0.7 / len(pairs)
+        _difference(ax, y, c, colour, _reach(rows), mark)
+        handles[k] = style.handle(colour, _pair(c, a), marker=mark, ms=4, lw=1.4)
+    _zero_line(ax, _reach(rows), [in_words(k, []) for k in kinds])
+    style.below(ax, [handles[k] for k in sorted(handles)])
+
+
+def _reach(rows: list[dict]) -> float:
+    """Half the axis: shows every estimate, and every interval that is not out of proportion."""
     far = [max(abs(c["lo"]), abs(c["hi"])) for c in rows]
-    reach = 1.1 * max(min(max(far), 6 * float(np.median(far))), max(abs(c["estimate"]) for c in rows))
-    for y, c in enumerate(rows):
-        same = a.arch(c["first"]) == a.arch(c["second"])
-        colour = style.colour(a.arch(c["second"])) if same else style.GREY
-        hollow = c["lo"] <= 0 <= c["hi"]
-        whisker(ax, y, c["estimate"], c["lo"], c["hi"], colour, reach=(-reach, reach), hollow=hollow)
+    return 1.1 * max(min(max(far), 6 * float(np.median(far))), max(abs(c["estimate"]) for c in rows))
+
+
+def _difference(ax: Axes, y: float, c: dict, colour, reach: float, mark: str = "o") -> None:
+    hollow = c["lo"] <= 0 <= c["hi"]
+    whisker(ax, y, c["estimate"], c["lo"], c["hi"], colour, reach=(-reach, reach), hollow=hollow, mark=mark)
+
+
+def _zero_line(ax: Axes, reach: float, names: list[str]) -> None:
     ax.axvline(0, color=style.GREY, lw=0.9)
     ax.set_xlim(-reach, reach)
-    names = [_pair(c, a, label) for c in rows]
-    ax.set_yticks(range(len(rows)), names, fontsize=6.5 if label else 7.5)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlabel("difference")
+    ax.set_yticks(range(len(names)), names, fontsize=7.5)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel("difference (filled: 95 % interval excludes 0)")
 
 
-def _pair(c: dict, a: Analysis, label: bool) -> str:
-    both = [c["first"], c["second"]]
-    first, second = (title(g, both, a.points) for g in both)
-    arch = title(a.arch(both[0])) + ", "
-    if first.startswith(arch) and second.startswith(arch):
-        first, second = first.removeprefix(arch), second.removeprefix(arch)
-    names = f"{second} − {first}"
-    return f"{greek(c['what'])}: {names}" if label else names
-
-
-def greek(words: str) -> str:
-    """'gamma (frontier, C)' -> 'γ (frontier, C)'."""
-    for name, letter in LETTERS.items():
-        words = words.replace(name, letter)
-    return words
+def _pair(c: dict, a: Analysis) -> str:
+    """'eSEN − MPNN', or 'eSEN: lmax 3 − lmax 2' within an architecture."""
+    if a.arch(c["first"]) != a.arch(c["second"]):
+        return f"{title(c['second'])} − {title(c['first'])}"
+    both, arch = (c["first"], c["second"]), title(a.arch(c["first"]))
+    first, second = (title(g, both, a.points).removeprefix(f"{arch}, ") for g in both)
+    return f"{arch}: {second} − {first}"
 
 
 def whisker(ax: Axes, y: float, value, low, high, colour, *, reach, hollow=False, mark="o", lw=1.6) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def log_axes(ax: Axes, x: str | None, y: str | None) -> None:
 def finish_log(ax: Axes, plain_y: bool = True) -> None:
     """Ticks that suit what was drawn; call when the limits stand."""
     low, high = ax.get_ylim()
-    if plain_y and low > 0 and high / low < 300:
+    if plain_y and low > 0 and high / low < 1e4:
         span = high / low
         subs = (
             (1, 1.5, 2, 3, 4, 5, 6, 8)
@@ -213,4 +214,11 @@ def save(drawing: Drawing, path: Path) -> None:
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with mpl.rc_context({"svg.hashsalt": path.stem}):
         drawing.figure.savefig(partial, format="svg", metadata=empty)
+    # hundredths of a point are enough, and halve the file; only coordinates match, never text
+    text = re.sub(
+        r'( (?:d|x|y)=")([^"]*)"',
+        lambda m: m[1] + re.sub(r"(\.\d\d)\d+", r"\1", m[2]) + '"',
+        partial.read_text(),
+    )
+    partial.write_text(text)
     os.replace(partial, path)

@@ -185,7 +185,7 @@ def general(value: float | None) -> str:
     """Four significant digits, a dash for none."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.4g}".replace("-", "−")
+    return (f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}").replace("-", "−")
 
 
 def p_value(value: float | None) -> str:

@@ -7,8 +7,7 @@ import math
 import pandas as pd
 
 from symscale.analysis.paper import TABLE1, TABLE7
-from symscale.figures.inputs import Analysis, ordered, title
-from symscale.figures.studies import greek
+from symscale.figures.inputs import Analysis, in_words, ordered, title
 
 METHODS = (
     ("frontier", "", "frontier, eq. (4)"),
@@ -45,7 +44,7 @@ def sum_rows(a: Analysis) -> list[dict]:
         names = ["A", "B", "alpha", "beta"] + (["E"] if str(a.options.get("linf", 0)) == "free" else [])
         for name in names:
             key = f"log10{name}" if name in "AB" else name
-            label = {"A": "log10 A", "B": "log10 B", "E": "L∞"}.get(name, greek(name))
+            label = {"A": "log10 A", "B": "log10 B", "E": "L∞"}.get(name, in_words(name, []))
             row = _row(a, record, name, label, "sum law, eq. (5)", log=name in "AB")
             rows.append(row | {"paper": TABLE7.get(group, {}).get(key)})
     return rows
@@ -58,7 +57,8 @@ def _row(a: Analysis, record: dict, name: str, label: str, method: str, log: boo
         values = [math.log10(v) if v is not None and v > 0 else None for v in values]
     return {
         "group": record["group"],
-        "title": title(record["group"], a.groups, a.points),
+        "plain": record["group"] in a.plain,
+        "title": title(record["group"]),
         "parameter": label,
         "method": method,
         **dict(zip(("value", "lo", "hi", "naive_lo", "naive_hi"), values, strict=True)),
@@ -81,7 +81,7 @@ def diagnostics(a: Analysis) -> list[dict]:
     for fit in a.fits.values():
         if fit["diagnostics"]:
             where = " ".join(
-                p for p in (greek(fit["law"]), fit["x"] and f"in {fit['x']}", fit["variant"]) if p
+                p for p in (in_words(fit["law"], []), fit["x"] and f"in {fit['x']}", fit["variant"]) if p
             )
             merged.setdefault((fit["status"], fit["group"], tuple(fit["diagnostics"])), []).append(where)
     rank = {"not fitted": 1, "flagged": 0, "ok": 2}
@@ -90,7 +90,7 @@ def diagnostics(a: Analysis) -> list[dict]:
     return [
         {
             "status": status,
-            "title": title(group, a.groups, a.points),
+            "title": title(group),
             "fits": ", ".join(fits),
             "words": list(words),
         }
@@ -103,10 +103,10 @@ def comparisons(a: Analysis) -> list[dict]:
     return [
         c
         | {
-            "what": greek(c["what"]),
-            "first": title(c["first"], a.groups, a.points),
-            "second": title(c["second"], a.groups, a.points) if c["second"] else "",
-            "verdict": greek(c["verdict"]),
+            "what": in_words(c["what"], []),
+            "first": title(c["first"]),
+            "second": title(c["second"]) if c["second"] else "",
+            "verdict": in_words(c["verdict"], a.groups),
         }
         for c in a.comparisons
     ]
@@ -118,7 +118,12 @@ def sensitivity(a: Analysis) -> tuple[list[str], list[dict]]:
     if not len(table):
         return [], []
     table = table[table["group"].isin(a.plain)]
-    name = table["parameter"].map(greek) + " (" + table["law"].map(greek) + ")"
+    name = (
+        table["parameter"].map(lambda v: in_words(v, []))
+        + " ("
+        + table["law"].map(lambda v: in_words(v, []))
+        + ")"
+    )
     table = table.assign(column=name)
     columns = list(dict.fromkeys(table["column"]))
     rows = []
