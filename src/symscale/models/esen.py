@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from symscale.cells import CellSpec
 from symscale.data.batch import Batch
-from symscale.models import so2, so3
+from symscale.models import so2, so2_fast, so3
 from symscale.models.common import GaussianRBF, edge_vectors, graph_sum, polynomial_envelope, scatter_sum
 
 
@@ -93,8 +93,7 @@ class Layer(nn.Module):
         self.layout = layout
         self.norm_edge = EquivariantRMSNorm(layout.lmax, channels)
         self.radial = nn.Linear(channels, sum(layout.degrees) * 2 * channels)
-        gates = layout.lmax * layout.hidden
-        self.conv1 = SO2Convolution(layout, 2 * channels, layout.hidden, gates)
+        self.conv1 = SO2Convolution(layout, 2 * channels, layout.hidden, layout.gates)
         self.conv2 = SO2Convolution(layout, layout.hidden, channels)
         self.norm_node = EquivariantRMSNorm(layout.lmax, channels)
         self.grid1 = nn.Linear(channels, grid_hidden, bias=False)
@@ -102,11 +101,12 @@ class Layer(nn.Module):
         self.grid3 = nn.Linear(grid_hidden, channels, bias=False)
 
     def forward(self, h: Tensor, hidden: Tensor, edges: so2.Edges, grid: so3.SphereGrid) -> Tensor:
-        weights = [self.radial.weight, self.radial.bias, self.conv1.m0.bias, self.conv2.m0.bias]
+        radial = [so2.both_signs(self.layout, p) for p in (self.radial.weight, self.radial.bias)]
+        weights = [*radial, self.conv1.m0.bias, self.conv2.m0.bias]
         weights += [*self.conv1.matrices(), *self.conv2.matrices()]
         # The fast kernel has no gradient for frames, and neither autocast nor torch.compile see through it.
         plain = edges.wigner.requires_grad or torch.is_autocast_enabled(h.device.type)
-        message = so2.message if plain or torch.compiler.is_compiling() else so2.fast_message
+        message = so2.message if plain or torch.compiler.is_compiling() else so2_fast.message
         h = h + message(self.layout, edges, self.norm_edge(h), hidden, weights)
         return h + self.on_grid(self.norm_node(h), grid)
 
