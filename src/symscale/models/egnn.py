@@ -46,11 +46,11 @@ class Edges:
     def pad(self, x: Tensor) -> Tensor:
         """(E, c) -> (N, degree, c), zeros where an atom has fewer edges."""
         padded = x.new_zeros(self.atoms * self.degree, x.shape[1])
-        return padded.index_copy_(0, self.slot, x).view(self.atoms, self.degree, -1)
+        return padded.index_copy_(0, self.slot, x).view(self.atoms, self.degree, x.shape[1])
 
     def unpad(self, x: Tensor) -> Tensor:
         """(N, degree, c) -> (E, c)."""
-        return x.reshape(self.atoms * self.degree, -1).index_select(0, self.slot)
+        return x.reshape(self.atoms * self.degree, x.shape[2]).index_select(0, self.slot)
 
 
 def edges_of(data: Batch) -> Edges:

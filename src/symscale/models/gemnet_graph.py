@@ -84,7 +84,8 @@ def build_quadruplets(graph: Graph, count: int, neighbors: int) -> Quadruplets:
     source = nobody.index_copy(0, graph.slot, graph.src).view(n, k)  # (N, K) source atoms
     edge = nobody.index_copy(0, graph.slot, torch.arange(graph.src.shape[0], device=nobody.device))
     far = unit.new_full((n * k,), torch.inf).index_copy(0, graph.slot, graph.distance.detach())
-    near = far.view(n, k).topk(q, largest=False).indices  # (N, Q)
+    # to 1e-4 Angstrom, ties by slot: a rotation's rounding must not choose among equivalent atoms
+    near = (far.view(n, k) * 1e4).round().sort(dim=1, stable=True).indices[:, :q]  # (N, Q)
     b = source.gather(1, near)  # (N, Q)
     valid = (b >= 0).to(unit.dtype)
     b = b.clamp(min=0)

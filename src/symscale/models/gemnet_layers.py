@@ -245,7 +245,7 @@ def quadruplet_sum(x: Tensor, polar: list[Tensor], dihedral: list[Tensor]) -> Te
         u = torch.bmm(turn, x.reshape(n * q, k, c))  # (N Q, K_c, c): over d
         u = u.view(n, q, k, c).transpose(1, 2).reshape(n * k, q, c)
         parts.append(
-            torch.bmm(polar[m].view(n * k, q, -1).transpose(1, 2), u)
+            torch.bmm(polar[m].view(n * k, q, polar[m].shape[3]).transpose(1, 2), u)
         )  # (N K_c, count - m, c): over b
     return torch.cat(parts, 1)
 
@@ -267,7 +267,7 @@ class QuadrupletSum(torch.autograd.Function):
             m = i if i < len(polar) else i - len(polar) + 1
             part = g[:, start : start + len(polar) - m]
             start += len(polar) - m
-            u = torch.bmm(polar[m].view(n * k, q, -1), part)  # (N K_c, Q, c)
+            u = torch.bmm(polar[m].view(n * k, q, polar[m].shape[3]), part)  # (N K_c, Q, c)
             u = u.view(n, k, q, c).transpose(1, 2).reshape(n * q, k, c)
             g_x.baddbmm_(turn.transpose(1, 2), u)
         return g_x.view(ctx.shape), None
