@@ -59,6 +59,19 @@ def read_outcome(entry: Entry) -> Outcome | None:
     return Outcome(1, None, str(value))
 
 
+def find(entry: Entry, queue: dict[str, Status]) -> str | None:
+    """Id of the entry's job while it is in the queue; by its token if its id was never written down."""
+    if entry.job:
+        status = queue.get(entry.job)
+        return entry.job if status and status.state in LIVE and status.comment in ("", entry.token) else None
+    for job, status in queue.items():
+        index = job.partition("_")[2]
+        if status.comment == entry.token and status.state in LIVE:
+            if entry.index is None or index == str(entry.index):
+                return job
+    return None
+
+
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Children started inside do not get the terminal's Ctrl-C: it is Snakemake that decides about its jobs."""

@@ -16,9 +16,9 @@ from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_interface_executor_plugins.utils import format_cli_arg
 
-from .clusters import CLUSTERS, LIVE, ClusterError, Outcome, Status
+from .clusters import CLUSTERS, ClusterError, Outcome, Status, find
 from .job import SnakemakeJob
-from .registry import Entry, Registry, digest
+from .registry import Entry, Registry, entry_of, key_of, label, rules_of
 from .resources import check_names, parameters
 from .verdict import explain, judge
 
@@ -38,7 +38,7 @@ class Executor(RemoteExecutor):
         self._told: set[tuple[str, str]] = set()
         self._unseen: dict[str, float] = {}
         self._last_query = 0.0
-        for rule in {rule.name: rule for job in self.dag.needrun_jobs() for rule in _rules(job)}.values():
+        for rule in {rule.name: rule for job in self.dag.needrun_jobs() for rule in rules_of(job)}.values():
             check_names(rule.resources.keys(), rule.name, self.workflow.global_resources.keys())
         try:
             self._tidy()
@@ -52,7 +52,7 @@ class Executor(RemoteExecutor):
             entries = self.registry.entries()
             queue = self.cluster.queue(entries)
             for entry in entries:
-                if not _find(entry, queue):
+                if not find(entry, queue):
                     self.registry.remove(entry)
         if left := len(self.registry.entries()):
             self.logger.info(f"{left} {self.cluster.name} jobs of an earlier start are still there")
@@ -64,7 +64,7 @@ class Executor(RemoteExecutor):
         files = list(job.get_wait_for_files())
         if len(files) <= 20:
             return f"{RealExecutor.get_job_args(self, job)} {format_cli_arg('--wait-for-files', files)}"
-        listing = self.logdir / "inputs" / f"{self._key(job)}.txt"
+        listing = self.logdir / "inputs" / f"{key_of(job)}.txt"
         listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_text("\n".join(map(str, files)) + "\n")
         return f"{RealExecutor.get_job_args(self, job)} {format_cli_arg('--wait-for-files-file', listing)}"
@@ -77,14 +77,6 @@ class Executor(RemoteExecutor):
         """Without the outer Snakemake's cache folder, which is gone when a requeued job outlives it."""
         return re.sub(r"--runtime-source-cache-path \S+", "", super().format_job_exec(job))
 
-    def _key(self, job: Any) -> str:
-        return digest(job.name, sorted(map(str, job.output)))
-
-    def _entry(self, job: Any) -> Entry:
-        params = digest([(j.rule.name, sorted(j.params.items()), list(j.params)) for j in _members(job)])
-        outputs = tuple(sorted(map(str, job.output)))
-        return Entry(self._key(job), job.name, outputs, params, token="", index=None, folder="")
-
     # -- submission ----------------------------------------------------------------------------------------
 
     def run_job(self, job: Any) -> None:
@@ -96,7 +88,7 @@ class Executor(RemoteExecutor):
             self.run_job_pre(job)
         with self.registry.locked():
             try:
-                known = [(job, self.registry.read(self._key(job))) for job in jobs]
+                known = [(job, self.registry.read(key_of(job))) for job in jobs]
                 queue = self.cluster.queue([entry for _, entry in known if entry])
             except ClusterError as error:
                 for job in jobs:
@@ -105,18 +97,18 @@ class Executor(RemoteExecutor):
                 return
             batches = defaultdict(list)
             for job, entry in known:
-                running = entry and _find(entry, queue)
+                running = entry and find(entry, queue)
                 if running:
                     self._attach(job, replace(entry, job=running))
                 else:
                     params = parameters(job.resources, job.threads)
-                    batches[job.name, repr(params)].append((job, self._entry(job), params))
+                    batches[job.name, repr(params)].append((job, entry_of(job), params))
             for batch in batches.values():
                 for start in range(0, len(batch), ARRAY_LIMIT):
                     self._submit(batch[start : start + ARRAY_LIMIT])
 
     def _attach(self, job: Any, entry: Entry) -> None:
-        if entry.params != self._entry(job).params:
+        if entry.params != entry_of(job).params:
             message = (
                 f"{self.cluster.name} job {entry.job} still makes {', '.join(entry.outputs)} with other params;"
                 f" cancel it (scancel {entry.job}) or restore them. "
@@ -135,7 +127,7 @@ class Executor(RemoteExecutor):
         """Submit jobs of equal resources; the registry knows of them before the cluster does."""
         token = f"snakemake-{secrets.token_hex(8)}"
         first, _, params = batch[0]
-        name = first.name if len(batch) > 1 or first.is_group() else _label(first)
+        name = first.name if len(batch) > 1 or first.is_group() else label(first)
         folder = self.logdir / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{token[-4:]}"
         grace = max(10.0, params["signal_delay_s"] - 5.0)
         submissions, entries = [], []
@@ -170,7 +162,7 @@ class Executor(RemoteExecutor):
             queue = self.cluster.queue(entries)
         except ClusterError:
             return []
-        found = [_find(entry, queue) for entry in entries]
+        found = [find(entry, queue) for entry in entries]
         return found if all(found) else []
 
     def _watch(self, job: Any, entry: Entry, report: bool = True) -> SubmittedJobInfo:
@@ -279,7 +271,7 @@ class Executor(RemoteExecutor):
         entries = list(self.watched.values())
         try:
             queue = self.cluster.queue(entries)
-            ids = [job for entry in entries if (job := _find(entry, queue))]
+            ids = [job for entry in entries if (job := find(entry, queue))]
             if ids:
                 self.cluster.cancel(ids)
         except ClusterError as error:
@@ -297,31 +289,3 @@ class Executor(RemoteExecutor):
             self.cluster.cancel(ids)
         except ClusterError as error:
             self.logger.warning(f"could not cancel {', '.join(ids)}: {error}")
-
-
-def _members(job: Any) -> list[Any]:
-    """The single jobs of a group; a job itself when it is none."""
-    return sorted(job.jobs, key=lambda j: (j.rule.name, str(j))) if job.is_group() else [job]
-
-
-def _rules(job: Any) -> list[Any]:
-    return [] if job.is_local else [member.rule for member in _members(job)]
-
-
-def _label(job: Any) -> str:
-    """`train-mpnn_w32`: rule and wildcards, safe as a file name."""
-    parts = [job.name, *map(str, job.wildcards)]
-    return re.sub(r"[^A-Za-z0-9._=-]+", "_", "-".join(parts))[:80]
-
-
-def _find(entry: Entry, queue: dict[str, Status]) -> str | None:
-    """Id of the entry's job while it is in the queue; by its token if its id was never written down."""
-    if entry.job:
-        status = queue.get(entry.job)
-        return entry.job if status and status.state in LIVE and status.comment in ("", entry.token) else None
-    for job, status in queue.items():
-        index = job.partition("_")[2]
-        if status.comment == entry.token and status.state in LIVE:
-            if entry.index is None or index == str(entry.index):
-                return job
-    return None

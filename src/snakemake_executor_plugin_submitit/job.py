@@ -12,13 +12,12 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from submitit.core.job_environment import JobEnvironment
-from submitit.core.utils import DelayedSubmission
+from submitit.core.utils import DelayedSubmission, JobPaths
 
 STOPPED = 85  # exit status of a program that stopped on request with all saved: run it again
 RESEND = 2.0  # s; a program may still be importing, with its handler not yet set, at the first signal
@@ -46,7 +45,7 @@ class SnakemakeJob:
         if finished is not None:  # preempted after its last breath: the work is done
             return finished
         env = {k: v for k, v in os.environ.items() if k != "SNAKEMAKE_PROFILE"}  # it would submit again
-        if threading.current_thread() is threading.main_thread():
+        if _paths():  # a job of its own, where no other handler is in the way
             signal.signal(signal.SIGTERM, self._on_sigterm)
         script = f"trap '' USR2\n{self.command}"
         self._process = subprocess.Popen(
@@ -62,7 +61,7 @@ class SnakemakeJob:
         if self._process.returncode != 0 and self._stop_since is not None:
             self._drain()
             sys.exit(128 + signal.SIGTERM)
-        return {"returncode": self._process.returncode, "exit_status": _failed_with(), "stop": False}
+        return {"returncode": self._process.returncode, "exit_status": _failed_with()}
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit inside its SIGUSR2 handler, which interrupts the loop above."""
@@ -123,9 +122,17 @@ def _group_lives(group: int) -> bool:
     return False
 
 
+def _paths() -> JobPaths | None:
+    """Where submitit keeps this job's files; None in the debug cluster, which has none."""
+    return JobEnvironment().paths if "SUBMITIT_FOLDER" in os.environ else None
+
+
 def _earlier_result() -> dict[str, Any] | None:
     """The result an earlier run of this very job wrote; one that failed is removed."""
-    path = JobEnvironment().paths.result_pickle
+    paths = _paths()
+    if paths is None:
+        return None
+    path = paths.result_pickle
     try:
         outcome, value = pickle.loads(path.read_bytes())
     except (OSError, EOFError, pickle.UnpicklingError):
@@ -138,8 +145,11 @@ def _earlier_result() -> dict[str, Any] | None:
 
 def _failed_with() -> int | None:
     """Exit status of the failing program, as the inner Snakemake wrote it into this job's error log."""
+    paths = _paths()
+    if paths is None:
+        return None
     try:
-        with open(JobEnvironment().paths.stderr, "rb") as stream:
+        with open(paths.stderr, "rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - 20000))
             found = re.findall(rb"non-zero exit (?:status|code):? (\d+)", stream.read())
     except OSError:

@@ -10,10 +10,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,29 @@ class Registry:
         present = self.read(entry.key)
         if present is not None and present.token == entry.token:
             (self.folder / f"{entry.key}.json").unlink(missing_ok=True)
+
+
+def members(job: Any) -> list[Any]:
+    """The single jobs of a group; a job itself when it is none."""
+    return sorted(job.jobs, key=lambda j: (j.rule.name, str(j))) if job.is_group() else [job]
+
+
+def rules_of(job: Any) -> list[Any]:
+    return [] if job.is_local else [member.rule for member in members(job)]
+
+
+def key_of(job: Any) -> str:
+    return digest(job.name, sorted(map(str, job.output)))
+
+
+def entry_of(job: Any) -> Entry:
+    """What is known of a Snakemake job before it is submitted."""
+    params = digest([(j.rule.name, sorted(j.params.items()), list(j.params)) for j in members(job)])
+    outputs = tuple(sorted(map(str, job.output)))
+    return Entry(key_of(job), job.name, outputs, params, token="", index=None, folder="")
+
+
+def label(job: Any) -> str:
+    """`train-mpnn_w32`: rule and wildcards, safe as a file name."""
+    parts = [job.name, *map(str, job.wildcards)]
+    return re.sub(r"[^A-Za-z0-9._=-]+", "_", "-".join(parts))[:80]

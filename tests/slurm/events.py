@@ -241,6 +241,50 @@ def local_sigint(folder: Path, slurm: Slurm) -> dict:
     return {"resumed at step": HOLD}
 
 
+def slurm_does_not_answer(folder: Path, slurm: Slurm) -> dict:
+    """No controller at that port: nothing is submitted, and the message is SLURM's."""
+    box = Sandbox(folder, None, None, {"a": {"steps": 0}})
+    conf = Path(slurm.env["SLURM_CONF"]).read_text().splitlines()
+    lines = ["SlurmctldPort=1" if line.startswith("SlurmctldPort") else line for line in conf]
+    (folder / "slurm.conf").write_text("\n".join([*lines, "MessageTimeout=2"]))
+    box.env |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": slurm.env["PATH"]}
+    run = box.start()
+    assert run.wait() == 1
+    assert "cannot be asked, so nothing is submitted" in run.output, run.output[-3000:]
+    assert "Unable to contact slurm controller" in run.output
+    assert box.submitted() == 0
+    box.check_nothing_left()
+    return {"submitted": 0}
+
+
+def misspelt_resource(folder: Path, slurm: Slurm) -> dict:
+    box = Sandbox(folder, slurm, "plain", {"a": {"steps": 0}})
+    run = box.start(partiton="plain")
+    assert run.wait() == 1
+    assert "unknown resource(s) partiton; valid ones are" in run.output, run.output[-3000:]
+    assert box.submitted() == 0
+    return {"submitted": 0}
+
+
+def groups(folder: Path, slurm: Slurm) -> dict:
+    """Three cells as one cluster job."""
+    box = Sandbox(folder, slurm, "plain", {name: {"steps": 0} for name in "abc"})
+    run = box.start("--groups", "train=cells", "--group-components", "cells=3")
+    assert run.wait() == 0, run.output[-3000:]
+    box.check()
+    assert box.submitted() == 1
+    return {"cells": 3, "jobs": 1}
+
+
+def debug_cluster(folder: Path, slurm: Slurm) -> dict:
+    """In Snakemake's own process."""
+    box = Sandbox(folder, None, None, {"a": {"steps": 0}})
+    run = box.start(cluster="debug")
+    assert run.wait() == 0, run.output[-3000:]
+    box.check()
+    return {"cells": 1}
+
+
 EVENTS: dict[str, Callable[[Path, Slurm], dict]] = {
     f.__name__: f
     for f in (
@@ -258,6 +302,10 @@ EVENTS: dict[str, Callable[[Path, Slurm], dict]] = {
         two_snakemakes,
         local_cluster,
         local_sigint,
+        slurm_does_not_answer,
+        misspelt_resource,
+        groups,
+        debug_cluster,
         real_training_preempted,
     )
 }

@@ -17,7 +17,7 @@ CONFIG = {
     "dataset": "xtb",
     "datasets": {"xtb": {"source": "xtb", "molecules": 40, "frames": 2, "validation": 0.1, "seed": 0}},
     "architectures": {"mpnn": {"axis": "w", "depth": 2, "base_width": 16, "widths": [8], "absolute": False}},
-    "training": {"batch_size": 4, "validations": 12, "epochs": 24},
+    "training": {"batch_size": 4, "validations": 12, "epochs": 10},
     "studies": {"main": {"title": "One cell", "arch": ["mpnn"]}},
 }
 WALL_CLOCK = ["device_hours"]
@@ -44,14 +44,19 @@ class RealSandbox(Sandbox):
         ]
         command += ["--set-threads", "train=1", "pack=2", "--submitit-poll-interval", "3"]
         command += ["--default-resources", "partition=real", "mem=500MB"]
-        return self.run(command + list(arguments))
+        return self.run(command)
 
 
 def real_training_preempted(folder: Path, slurm: Slurm) -> dict:
     box = RealSandbox(folder, slurm)
     log = folder / f"logs/train/{CELL}.log"
     run = box.start(f"results/{CELL}/curve.parquet")
-    wait_for("the real trainer", lambda: log.exists() and "from the start" in log.read_text(), 240, 0.2)
+    wait_for(
+        "the real trainer",
+        lambda: run.lives() and log.exists() and "from the start" in log.read_text(),
+        240,
+        0.2,
+    )
     slurm.preempt("real")
     assert run.wait(400) == 0, run.output[-3000:]
     box.check_nothing_left()
@@ -76,7 +81,7 @@ def real_training_preempted(folder: Path, slurm: Slurm) -> dict:
         preempted.drop(columns=WALL_CLOCK), reference.drop(columns=WALL_CLOCK), check_exact=True
     )
     request = slurm.run("scontrol", "show", "job", progress["job"])
-    for asked in ("TresPerNode=gres:gpu:a100:1", "TimeLimit=2-00:00:00", "MinMemoryNode=64000M"):
+    for asked in ("TresPerNode=gres:gpu:a100:1", "TimeLimit=2-00:00:00", "mem=62.50G"):
         assert asked in request, f"{asked} not in\n{request}"
     status = subprocess.run(
         [sys.executable, "-m", "symscale", "status", "--configfile", "small.yaml"],

@@ -47,7 +47,7 @@ class Sandbox:
         ]
         command += ["--executor", "submitit", "--submitit-cluster", cluster, "--submitit-poll-interval", "3"]
         command += ["--jobs", "30", "--rerun-incomplete", "--latency-wait", "10", "--nocolor", "--keep-going"]
-        command += ["--default-resources", *(f"{k}={v}" for k, v in resources.items()), *arguments]
+        command += [*arguments, "--default-resources", *(f"{k}={v}" for k, v in resources.items())]
         return self.run(command)
 
     def run(self, command: list[str]) -> "Run":
@@ -73,8 +73,9 @@ class Sandbox:
         (self.folder / "go").touch()
 
     def wait_for_step(self, cell: str, step: int, deadline: float) -> None:
+        run = self._runs[-1]
         wait_for(f"{self.folder.name}/{cell} to reach step {step}",
-                 lambda: step in self.journal(cell)[1], deadline, 0.3)  # fmt: skip
+                 lambda: step in self.journal(cell)[1] or not run.lives(), deadline, 0.3)  # fmt: skip
 
     def curve(self, cell: str) -> list[list[int]] | None:
         with contextlib.suppress(FileNotFoundError):
@@ -148,6 +149,10 @@ class Run:
             raise AssertionError(
                 f"Snakemake did not end within {deadline} s:\n{self.output[-3000:]}"
             ) from None
+
+    def lives(self) -> bool:
+        assert self.process.poll() is None, f"Snakemake ended:\n{self.output[-3000:]}"
+        return True
 
     def wait_for_text(self, text: str, deadline: float = 100) -> None:
         wait_for(f"{text!r} in {self.log}", lambda: text in self.output or self.process.poll(), deadline)
