@@ -36,15 +36,19 @@ ARRAYS = {  # name: dtype, trailing shape
     "offsets": ("<i8", ()),
     "molecule": ("<i8", ()),
 }
-# Pages of a mapping count as this process's memory until given back, although the kernel could reclaim them;
-# a SLURM that polls resident memory would kill the job
+# Larger arrays are read with care for memory. Pages of a mapping count as this process's until given back, although
+# the kernel could reclaim them: a SLURM that polls resident memory would kill the job. And for each page of a
+# scattered read the kernel would read 128 KB.
+LARGE_BYTES = 256 * 2**20
 RELEASE_BYTES = 64 * 2**20
 
 
 class MappedArray:
-    """A read-only ``.npy`` in virtual memory whose pages can be given back."""
+    """A read-only ``.npy`` in virtual memory: ``array`` for reading in order, ``scattered`` for single rows."""
 
     def __init__(self, path: str, shape: tuple[int, ...], dtype: str):
+        count = math.prod(shape)
+        self.maps: list[mmap.mmap] = []
         with open(path, "rb") as f:
             version = np.lib.format.read_magic(f)
             reader = (
@@ -56,18 +60,22 @@ class MappedArray:
             start = f.tell()
             if found_shape != shape or found_dtype != np.dtype(dtype) or fortran:
                 raise UserError(f"{path}: holds {found_dtype}{found_shape}, the manifest says {dtype}{shape}")
-            count = math.prod(shape)
-            self._map = None
-            if count:
-                self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-                self.array = np.frombuffer(self._map, dtype=dtype, count=count, offset=start).reshape(shape)
-            else:
-                self.array = np.zeros(shape, dtype=dtype)
+
+            def view(advice: int) -> np.ndarray:
+                if count == 0:
+                    return np.zeros(shape, dtype=dtype)
+                self.maps.append(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+                self.maps[-1].madvise(advice)
+                return np.frombuffer(self.maps[-1], dtype=dtype, count=count, offset=start).reshape(shape)
+
+            self.array = view(mmap.MADV_NORMAL)
+            self.large = self.array.nbytes > LARGE_BYTES
+            self.scattered = view(mmap.MADV_RANDOM) if self.large else self.array
 
     def release(self) -> None:
         """Give the pages back; the data stays in the page cache and comes back when touched."""
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
+        for mapped in self.maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass
@@ -126,21 +134,22 @@ class Split:
     def gather(self, indices: np.ndarray) -> Molecules:
         """The molecules at ``indices`` (G,), in that order, copied flat."""
         indices = np.asarray(indices, dtype=np.int64)
-        offsets = self.offsets
-        starts = offsets[indices]
-        counts = offsets[indices + 1] - starts  # (G,)
+        in_order = len(indices) > 0 and bool((np.diff(indices) == 1).all())
+        arrays = {name: m.array if in_order else m.scattered for name, m in self.maps.items()}
+        starts = arrays["offsets"][indices]
+        counts = arrays["offsets"][indices + 1] - starts  # (G,)
         ends = np.cumsum(counts)
-        if len(indices) and indices[-1] - indices[0] == len(indices) - 1 and (np.diff(indices) == 1).all():
-            atoms = slice(int(starts[0]), int(starts[0] + ends[-1]))  # pack order: plain copies
+        if in_order:
+            atoms = slice(int(starts[0]), int(starts[0] + ends[-1]))
             touched = int(ends[-1]) * 25
         else:
             atoms = np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1] if len(ends) else 0)
-            touched = len(indices) * 3 * 65536  # the kernel maps 64 KB around each page first touched
+            touched = len(indices) * len(arrays) * 65536  # with a page, the kernel maps the 64 KB around it
         found = Molecules(
-            z=np.array(self.maps["z"].array[atoms]),
-            pos=np.array(self.maps["pos"].array[atoms]),
-            forces=np.array(self.maps["forces"].array[atoms]),
-            energy=self.maps["energy"].array[indices],
+            z=np.array(arrays["z"][atoms]),
+            pos=np.array(arrays["pos"][atoms]),
+            forces=np.array(arrays["forces"][atoms]),
+            energy=np.array(arrays["energy"][indices]),
             counts=counts,
         )
         self._release(touched)
@@ -150,8 +159,8 @@ class Split:
         self.touched.bytes += touched
         if self.touched.bytes > RELEASE_BYTES:
             self.touched.bytes = 0
-            if self.maps["pos"].array.nbytes > RELEASE_BYTES:
-                for mapped in self.maps.values():
+            for mapped in self.maps.values():
+                if mapped.large:
                     mapped.release()
 
 
