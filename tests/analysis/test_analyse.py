@@ -139,7 +139,7 @@ def test_allocation_of_a_budget_and_crossings(whole, tmp_path_factory, capsys):
     assert "device-hours" in capsys.readouterr().out
 
 
-def test_three_widths_give_flagged_numbers(tiny):
+def test_three_widths_give_flagged_numbers(tiny, capsys):
     """Every law is there, marked, with a jackknife's width and in words; nothing is silently sharp."""
     results = tables.read(tiny / "analysis")
     for entry in results["document"]["fits"]:
@@ -147,6 +147,8 @@ def test_three_widths_give_flagged_numbers(tiny):
             assert entry["status"] == "flagged" and any("3 runs only" in w for w in entry["diagnostics"]), (
                 entry["name"]
             )
+    assert main(["allocate", "--analysis", str(tiny / "analysis"), "--budget", "10"]) == 0
+    assert "too few runs for an interval" in capsys.readouterr().out
     row = values(results, "sum", "mpnn", "alpha")
     assert row.interval == "run jackknife, t" and row.lo < 0.276 < row.hi
 
@@ -184,6 +186,24 @@ def test_one_run_one_width_and_a_diverged_cell_do_not_stop_the_others(tmp_path):
     )
     assert "sum:esen" not in entries and any("esen_c4" in w for w in results["document"]["words"])
     assert entries["sum:mpnn"]["status"] in ("ok", "flagged") and entries["sum:mpnn"]["params"]
+
+
+def test_losses_that_rise_with_size_are_told_and_not_optimised(tmp_path, capsys):
+    """Undertrained ladders do this: no closed form, no allocation, no crash, and the frontier still stands."""
+    for k, spec in enumerate(
+        s for s in paper_cells(["esen"], validations=8) if s.width in (4, 8, 12, 20, 32)
+    ):
+        points = simulate_cell(spec)
+        rising = points.assign(loss=(0.5 + 0.1 * k) * (points["D"] / 1e9) ** -0.05)
+        write_cell(spec, rising, tmp_path / spec.name / "curve.parquet")
+    assert main(["analyse", "--results", str(tmp_path), "--bootstraps", "20"]) == 0
+    results = tables.read(tmp_path / "analysis")
+    entries = {f["name"]: f for f in results["document"]["fits"]}
+    assert entries["sum:esen"]["status"] == "flagged"
+    assert any("bound" in w for w in entries["sum:esen"]["diagnostics"])
+    assert entries["closed_form:esen:C"]["status"] == "not fitted" and entries["frontier:esen:C"]["params"]
+    assert main(["allocate", "--analysis", str(tmp_path / "analysis"), "--budget", "1"]) == 1
+    assert "nothing can be allocated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -47,5 +47,6 @@ def test_kappa_is_regressed_and_its_drift_reported():
 
 def test_crossing_is_where_both_frontiers_agree():
     """F1 C^-g1 = F2 C^-g2."""
-    at = crossing((0.934, 0.146), (0.669, 0.392))
+    at = float(np.exp(crossing((0.934, 0.146), (0.669, 0.392))))
     assert 0.934 * at**-0.146 == pytest.approx(0.669 * at**-0.392)
+    assert np.isnan(crossing((0.9, 0.2), (0.7, 0.2)))

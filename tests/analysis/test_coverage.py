@@ -9,6 +9,7 @@ from symscale.analysis.closed import Allocation, fit_cost
 from symscale.analysis.compare import welch
 from symscale.analysis.laws import fit
 from symscale.analysis.points import after_burn_in, at_fractions, canonical
+from symscale.analysis.records import jackknife_interval
 from symscale.analysis.simulate import paper_truth, simulate
 
 EXPONENTS = ("alpha", "beta", "gamma")
@@ -29,7 +30,7 @@ def exponents(params, cost):
 
 
 def coverage(arch, n_sweeps, n_bootstrap):
-    """Share of sweeps whose run-bootstrap (first) and per-point (second) 95 % interval holds the truth."""
+    """Share of sweeps whose 95 % interval by runs (jackknife below ten runs) and by points holds the truth."""
     truth = paper.table7_law(arch)
     hits = {kind: dict.fromkeys(EXPONENTS, 0) for kind in ("run", "point")}
     for seed in range(n_sweeps):
@@ -43,9 +44,13 @@ def coverage(arch, n_sweeps, n_bootstrap):
             ),
             "point": iv.bootstrap_points(law, n_bootstrap, rng),
         }
+        few = points["run"].nunique() < iv.FEW_RUNS
+        left = exponents(iv.jackknife_runs(law, points["run"].to_numpy(str)).params, cost) if few else {}
         for kind, d in draws.items():
             for name, values in exponents(d.params, cost).items():
                 low, high = iv.percentile(values)
+                if kind == "run" and few:  # the interval that is reported then
+                    low, high = jackknife_interval(name, exponents(law.params, cost)[name], left[name])
                 hits[kind][name] += low <= right[name] <= high
     return {kind: {name: count / n_sweeps for name, count in h.items()} for kind, h in hits.items()}
 
@@ -71,11 +76,11 @@ def rejections(arch, n_sweeps, n_bootstrap):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", list(paper.LADDERS))
-def test_run_bootstrap_covers_between_90_and_99_percent(arch):
-    """Over 200 sweeps a nominal 95 % interval by runs covers .90-1.0; by points it falls far short."""
+def test_run_interval_covers_between_90_and_99_percent(arch):
+    """Over 200 sweeps a nominal 95 % interval by runs covers .90-.99; by points it falls far short."""
     found = coverage(arch, 200, 400)
     print(arch, found)
-    assert all(0.90 <= v <= 1.0 for v in found["run"].values()), found
+    assert all(0.90 <= v <= 0.99 for v in found["run"].values()), found
     assert found["point"]["alpha"] < 0.85, found
 
 

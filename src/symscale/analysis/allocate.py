@@ -10,6 +10,9 @@ import pandas as pd
 from symscale.analysis import intervals as iv
 from symscale.analysis.closed import Allocation, Cost, crossing
 
+MIN_RUNS = 5  # for an interval
+NEAR = 1e3  # a crossing this many times outside of the measured budgets is none
+
 
 def groups_of(results: dict, x: str) -> dict[str, Allocation]:
     """group -> allocation, for the plain sum laws of an analysis (tables.read) with a cost in x."""
@@ -17,7 +20,8 @@ def groups_of(results: dict, x: str) -> dict[str, Allocation]:
     out = {}
     for name, f in fits.items():
         cost = fits.get(f"kappa:{f['group']}:C" if x == "C" else f"hours:{f['group']}:H")
-        if f["law"] == "sum" and not f["variant"] and cost:
+        closed = f"closed_form:{f['group']}:{x}" in fits
+        if f["law"] == "sum" and not f["variant"] and cost and closed:
             params = {k: v["value"] for k, v in f["params"].items()}
             values = {k: v["value"] for k, v in cost["params"].items()}
             xi, p = (3 * values["kappa"] / 1e15, 1.0) if x == "C" else (values["xi"], values["p"])
@@ -26,7 +30,10 @@ def groups_of(results: dict, x: str) -> dict[str, Allocation]:
 
 
 def draws_of(results: dict, group: str) -> dict[str, np.ndarray]:
-    """Draws of a group's sum law; empty without."""
+    """Draws of a group's sum law; empty without, or where there are too few runs for draws to mean anything."""
+    fit = next(f for f in results["document"]["fits"] if f["name"] == f"sum:{group}")
+    if len(fit["cells"]) < MIN_RUNS:
+        return {}
     rows = results["draws"][results["draws"]["fit"] == f"sum:{group}"]
     return (
         {name: rows[name].to_numpy(float) for name in ("A", "alpha", "B", "beta", "E")} if len(rows) else {}
@@ -49,7 +56,10 @@ def allocate(results: dict, groups: dict[str, Allocation], x: str, budget: float
                 }
         for key, values in spread.items():
             row[f"{key}_lo"], row[f"{key}_hi"] = iv.percentile(values)
-        out.append(row | {"words": outside(results["points"], group, x, budget, n, d)})
+        words = outside(results["points"], group, x, budget, n, d)
+        if not draws:
+            words.append("too few runs for an interval")
+        out.append(row | {"words": words})
     return out
 
 
@@ -78,24 +88,32 @@ def crossings(results: dict, groups: dict[str, Allocation], x: str) -> list[dict
         first, second = groups[a], groups[b]
         if first.params["E"] or second.params["E"]:
             continue  # with irreducible losses two frontiers may meet twice or never
-        budget = crossing((first.F, first.gamma), (second.F, second.gamma))
-        low, high = float("nan"), float("nan")
-        draws = draws_of(results, a), draws_of(results, b)
-        if all(draws):
-            many = [Allocation(d, g.cost) for d, g in zip(draws, (first, second), strict=True)]
-            size = min(len(d["A"]) for d in draws)
-            with np.errstate(all="ignore"):
-                log = np.log(many[0].F[:size] / many[1].F[:size]) / (
-                    many[0].gamma[:size] - many[1].gamma[:size]
-                )
-            low, high = np.exp(iv.percentile(log))
-        winner = a if first.gamma > second.gamma else b
-        verdict = (
-            f"{a} and {b} cross at {budget:.4g} [{low:.3g}, {high:.3g}] {{unit}}; above it {winner} is better"
-        )
+        log = float(crossing((first.F, first.gamma), (second.F, second.gamma)))
         measured = results["points"].loc[
             results["points"]["group"].isin([a, b]) & (results["points"][x] > 0), x
         ]
+        if not np.log(measured.min() / NEAR) <= log <= np.log(measured.max() * NEAR):
+            better = a if first.loss(measured.median()) < second.loss(measured.median()) else b
+            row = {"first": a, "second": b, "budget": None, "lo": None, "hi": None, "better_above": better}
+            out.append(
+                row
+                | {"verdict": f"{a} and {b} do not cross near the measured budgets; {better} is better there"}
+            )
+            continue
+        low, high = float("nan"), float("nan")
+        draws = draws_of(results, a), draws_of(results, b)
+        if all(draws):
+            size = min(len(d["A"]) for d in draws)
+            many = [
+                Allocation({k: v[:size] for k, v in d.items()}, g.cost)
+                for d, g in zip(draws, (first, second), strict=True)
+            ]
+            low, high = np.exp(iv.percentile(crossing(*((m.F, m.gamma) for m in many))))
+        winner = a if first.gamma > second.gamma else b
+        budget = float(np.exp(log))
+        verdict = (
+            f"{a} and {b} cross at {budget:.4g} [{low:.3g}, {high:.3g}] {{unit}}; above it {winner} is better"
+        )
         if not measured.min() <= budget <= measured.max():
             verdict += " (extrapolated: no run of either had such a budget)"
         row = {"first": a, "second": b, "budget": budget, "lo": float(low), "hi": float(high)}

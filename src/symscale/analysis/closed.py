@@ -53,25 +53,32 @@ class Allocation:
         return self.params["alpha"] * self.a
 
     @property
+    def log_G(self):
+        """Logarithm of G: exponents near 0 put G itself out of range, but not the losses."""
+        q = self.params
+        ratio = np.log(q["alpha"] * q["A"]) - np.log(self.cost.p * q["beta"] * q["B"])
+        return ratio / (q["alpha"] + self.cost.p * q["beta"])
+
+    @property
     def G(self):
         """N* = G (X/xi)^a, G = (alpha A/(p beta B))^(1/(alpha + p beta))."""
-        q = self.params
-        ratio = q["alpha"] * q["A"] / (self.cost.p * q["beta"] * q["B"])
-        return ratio ** (1 / (q["alpha"] + self.cost.p * q["beta"]))
+        return np.exp(self.log_G)
 
     @property
     def F(self):
         """L* - E = F X^-gamma, F = (A G^-alpha + B G^(p beta)) xi^gamma."""
         q = self.params
-        return (q["A"] * self.G ** -q["alpha"] + q["B"] * self.G ** (self.cost.p * q["beta"])) * (
-            self.cost.xi**self.gamma
+        parts = (
+            np.log(q["A"]) - q["alpha"] * self.log_G,
+            np.log(q["B"]) + self.cost.p * q["beta"] * self.log_G,
         )
+        return np.exp(np.logaddexp(*parts) + self.gamma * np.log(self.cost.xi))
 
     def optimum(self, budget) -> tuple[np.ndarray, np.ndarray]:
         """N*, D* for budgets in the cost's unit."""
-        reach = np.asarray(budget, float) / self.cost.xi
-        n = self.G * reach**self.a
-        return n, reach / n**self.cost.p
+        reach = np.log(np.asarray(budget, float) / self.cost.xi)
+        n = self.log_G + reach * self.a
+        return np.exp(n), np.exp(reach - self.cost.p * n)
 
     def loss(self, budget) -> np.ndarray:
         """L* for budgets."""
@@ -98,6 +105,7 @@ def fit_cost(points: pd.DataFrame, x: str = "C", fixed_p: float | None = 1.0) ->
 
 
 def crossing(first: tuple[float, float], second: tuple[float, float]) -> float:
-    """Budget at which two frontiers (F, gamma) meet; NaN for equal slopes."""
-    slope = first[1] - second[1]
-    return float((first[0] / second[0]) ** (1 / slope)) if slope else float("nan")
+    """Log of the budget at which two frontiers (F, gamma) meet; NaN for equal slopes. Draws as arrays too."""
+    slope = np.asarray(first[1]) - second[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(slope != 0, (np.log(first[0]) - np.log(second[0])) / slope, np.nan)

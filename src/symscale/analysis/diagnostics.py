@@ -64,7 +64,8 @@ def _correlation(fit: Fit, draws: dict | None, scale: str, exponent: str, k: int
     for t in range(len(fit.x)):
         change[2 * t, 2 * t + 1] = fit.centre[t]  # log factor = c + g centre
     covariance = change @ covariance @ change.T
-    return float(covariance[k, k + 1] / np.sqrt(covariance[k, k] * covariance[k + 1, k + 1]))
+    scale = np.sqrt(covariance[k, k] * covariance[k + 1, k + 1])
+    return float(covariance[k, k + 1] / scale) if scale > 0 else float("nan")
 
 
 def correlation_along(residuals: np.ndarray, runs: np.ndarray) -> tuple[float, float]:

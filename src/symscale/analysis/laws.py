@@ -35,6 +35,7 @@ class Fit:
     delta: float
     objective: float
     words: tuple[str, ...]
+    degenerate: bool  # a factor or exponent ended at a bound: its value means nothing
 
     @property
     def residuals(self) -> np.ndarray:
@@ -116,7 +117,9 @@ def fit(
         theta[-1], solution.at_bound[start, -1] = 0.0, True
     words = search_words(law, solution, start, free)
     params = {name: float(v) for name, v in natural(law, theta, centre).items()}
-    return Fit(law, params, theta, centre, x, y, free, delta, float(solution.objective[start]), tuple(words))
+    degenerate = bool(solution.at_bound[start, : 2 * len(x)].any())
+    objective = float(solution.objective[start])
+    return Fit(law, params, theta, centre, x, y, free, delta, objective, tuple(words), degenerate)
 
 
 def search_words(law: str, solution, k: int, free: bool) -> list[str]:
@@ -128,9 +131,10 @@ def search_words(law: str, solution, k: int, free: bool) -> list[str]:
         words.append("not converged: the iteration limit was reached")
     for j, name in enumerate(NAMES[law]):
         if solution.at_bound[k, j]:
-            words.append(
-                f"{name} is at a bound of its range {EXPONENT_BOUNDS}: not determined by these points"
-            )
+            bound = f"a bound of its range {EXPONENT_BOUNDS}: not determined by these points"
+            if j % 2 == 0:
+                bound = "its bound: the term vanished, the losses do not fall with it"
+            words.append(f"{name} is at {bound}")
     if free and solution.at_bound[k, -1]:
         bound = "0: the points ask for no irreducible loss"
         if solution.theta[k, -1] > 0:

@@ -115,9 +115,8 @@ def analyse_sum(
         if n_runs < iv.FEW_RUNS:
             left = iv.jackknife_runs(law, runs).params
             jack = {name: jackknife_interval(name, law.params[name], left[name]) for name in left}
-    kind = main.kind if main else "none"
+    kind = "run jackknife, t" if jack else main.kind if main else "none"
     if n_runs < 5:
-        kind = "run jackknife, t" if jack else "none"
         words.append(
             f"{n_runs} runs only: intervals are indicative" if jack else f"{n_runs} runs only: no interval"
         )

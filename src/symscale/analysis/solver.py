@@ -68,9 +68,10 @@ def _model(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bounds(y: np.ndarray, terms: int, free: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Box of theta: exponents in EXPONENT_BOUNDS, 0 <= L_inf <= the smallest loss."""
-    low = np.tile([-np.inf, EXPONENT_BOUNDS[0]], terms)
-    high = np.tile([np.inf, EXPONENT_BOUNDS[1]], terms)
+    """Box of theta: exponents in EXPONENT_BOUNDS, 0 <= L_inf <= the smallest loss; in the middle of the points no
+    term is below e^-12 of the smallest loss (there it has vanished) or above e^6 times the largest."""
+    low = np.tile([y.min() - 12.0, EXPONENT_BOUNDS[0]], terms)
+    high = np.tile([y.max() + 6.0, EXPONENT_BOUNDS[1]], terms)
     if free:
         low, high = np.append(low, 0.0), np.append(high, np.exp(y.min()))
     return low, high

@@ -64,7 +64,13 @@ def analyse_group(points: pd.DataFrame, group: str, options: Options) -> GroupAn
         cost, cost_record = analyse_cost(points, group, arch, x)
         records.append(cost_record)
         allocation = None
-        if surface is not None and cost is not None:
+        if surface is not None and surface.degenerate:
+            why = (
+                "a term of the sum law is at its bound, so there is no trade-off to optimise",
+                *surface.words,
+            )
+            records.append(Record("closed_form", group, arch, x, "", "not fitted", why))
+        elif surface is not None and cost is not None:
             allocation, closed = analyse_closed(surface, record, cost, x)
             records.append(closed)
         if cost is None:

@@ -62,12 +62,10 @@ def fit_table(
     words += [*more, *words_fit]
     n_runs = points["run"].nunique()
     left = None
-    if kind == "run bootstrap" and n_runs < 5:
-        if n_runs >= 3:
-            left = iv.jackknife_runs(fitted, points["run"].to_numpy(str)).params
-            kind = "run jackknife, t"
-        else:
-            draws, kind = None, "none"
+    if kind == "run bootstrap" and n_runs < iv.FEW_RUNS:
+        left = iv.jackknife_runs(fitted, points["run"].to_numpy(str)).params
+        kind = "run jackknife, t"
+    if "given_run" in points and n_runs < 5 and law != "frontier":
         words.append(f"{n_runs} runs only: " + ("intervals are indicative" if left else "no interval"))
     params = {}
     for name in (*NAMES[fitted.law], "E"):

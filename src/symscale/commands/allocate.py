@@ -29,7 +29,9 @@ def run(args) -> None:
     results = tables.read(args.analysis)
     groups = groups_of(results, args.x)
     if not groups:
-        raise UserError(f"{args.analysis}: no sum law was fitted there, so nothing can be allocated")
+        raise UserError(
+            f"{args.analysis}: no sum law with a trade-off was fitted there, so nothing can be allocated"
+        )
     for name in args.group or []:
         if name not in groups:
             raise UserError(f"--group {name}: not fitted; there are {', '.join(groups)}")
