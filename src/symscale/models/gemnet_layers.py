@@ -71,7 +71,7 @@ class ScaleFactor(nn.Module):
 
 
 class ResidualStep(torch.autograd.Function):
-    """v + ACT / scale * SiLU(W2 ACT SiLU(W1 scale v))."""
+    """SiLU(W2 ACT SiLU(W1 scale v)) + scale / ACT * v: a residual layer's result divided by ACT / sqrt(2)."""
 
     @staticmethod
     def forward(ctx, v, W1, W2, scale):
@@ -80,17 +80,17 @@ class ResidualStep(torch.autograd.Function):
         z2 = torch.mm(a1, (W2 * ACT).t())
         ctx.save_for_backward(v, z1, a1, z2, W1, W2)
         ctx.scale = scale
-        return F.silu(z2).mul_(ACT / scale).add_(v)
+        return F.silu(z2).add_(v, alpha=scale / ACT)
 
     @staticmethod
     def backward(ctx, g):
         v, z1, a1, z2, W1, W2 = ctx.saved_tensors
-        factor = ACT * ACT / ctx.scale
         g2 = silu_backward(g, z2)
-        g_W2 = torch.mm(g2.t(), a1).mul_(factor)
-        g1 = silu_backward(torch.mm(g2, W2 * factor), z1)
+        g_W2 = torch.mm(g2.t(), a1).mul_(ACT)
+        g1 = silu_backward(torch.mm(g2, W2 * ACT), z1)
         g_W1 = torch.mm(g1.t(), v).mul_(ctx.scale)
-        return torch.addmm(g, g1, W1 * ctx.scale), g_W1, g_W2, None
+        g_v = torch.mm(g1, W1 * ctx.scale).add_(g, alpha=ctx.scale / ACT)
+        return g_v, g_W1, g_W2, None
 
 
 class Residuals(nn.Module):
@@ -103,7 +103,7 @@ class Residuals(nn.Module):
 
     def forward(self, v: Tensor, scale: float) -> Scaled:
         for first, second in zip(self.first, self.second, strict=True):
-            v, scale = ResidualStep.apply(v, first.weight, second.weight, scale), scale * HALF
+            v, scale = ResidualStep.apply(v, first.weight, second.weight, scale), ACT * HALF
         return v, scale
 
 
@@ -113,19 +113,19 @@ def mean_of(a: Scaled, b: Scaled) -> Scaled:
 
 
 class RadialProduct(torch.autograd.Function):
-    """x * (rad W^T), (E, w); the embedded radial basis is not kept."""
+    """x * (rad W^T): (E, w)."""
 
     @staticmethod
     def forward(ctx, x, rad, W):
-        ctx.save_for_backward(x, rad, W)
-        return torch.mm(rad, W.t()).mul_(x)
+        embedded = torch.mm(rad, W.t())
+        ctx.save_for_backward(x, rad, W, embedded)
+        return embedded * x
 
     @staticmethod
     def backward(ctx, g):
-        x, rad, W = ctx.saved_tensors
-        g_x = torch.mm(rad, W.t()).mul_(g)
+        x, rad, W, embedded = ctx.saved_tensors
         g_embedded = g * x
-        return g_x, torch.mm(g_embedded, W), torch.mm(g_embedded.t(), rad)
+        return g * embedded, torch.mm(g_embedded, W), torch.mm(g_embedded.t(), rad)
 
 
 class RadialSum(torch.autograd.Function):
@@ -133,15 +133,16 @@ class RadialSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, rad, W, graph):
-        ctx.save_for_backward(x, rad, W)
+        embedded = torch.mm(rad, W.t())
+        ctx.save_for_backward(x, rad, W, embedded)
         ctx.graph = graph
-        return graph.sum_at(graph.dst, torch.mm(rad, W.t()).mul_(x))
+        return graph.sum_at(graph.dst, embedded * x)
 
     @staticmethod
     def backward(ctx, g):
-        x, rad, W = ctx.saved_tensors
+        x, rad, W, embedded = ctx.saved_tensors
         g = g.index_select(0, ctx.graph.dst)
-        g_x = torch.mm(rad, W.t()).mul_(g)
+        g_x = embedded * g
         g_embedded = g.mul_(x)
         return g_x, torch.mm(g_embedded, W), torch.mm(g_embedded.t(), rad), None
 
