@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 
 import lmdb
@@ -56,6 +57,25 @@ def test_shards_are_read_value_for_value(shard_folder, ase_atoms):
         assert np.array_equal(forces, atoms.get_forces()) and np.array_equal(forces, row.forces)
         assert energy == atoms.get_potential_energy() == row.energy
         assert (charge, spin) == (0, 1)
+
+
+def test_rows_in_other_json_are_read_the_same(shard, ase_atoms):
+    """Nested lists instead of ASE's arrays, no spaces; numbers that are no numbers are refused."""
+    with lmdb.open(str(shard), subdir=False, map_size=2**30) as env, env.begin(write=True) as transaction:
+        row = json.loads(zlib.decompress(transaction.get(b"2")))
+        atoms = ase_atoms[1]
+        row["positions"], row["forces"] = atoms.positions.tolist(), atoms.get_forces().tolist()
+        transaction.put(b"2", zlib.compress(json.dumps(row).encode()))
+        third = json.loads(zlib.decompress(transaction.get(b"3")))
+        transaction.put(b"3", zlib.compress(json.dumps(third, separators=(",", ":")).encode()))
+    found = read_all({"source": "omol25", "train": str(shard)})
+    for (_, pos, forces, energy, _, _), atoms in zip(found, ase_atoms, strict=False):
+        assert np.array_equal(pos, atoms.positions) and np.array_equal(forces, atoms.get_forces())
+        assert energy == atoms.get_potential_energy()
+    text = json.dumps(third).replace(str(third["forces"]["__ndarray__"][2][4]), "None")
+    edit(shard, b"3", zlib.compress(text.encode()))
+    with pytest.raises(UserError, match=r"data0000.aselmdb: .*no numbers"):
+        read_all({"source": "omol25", "train": str(shard)})
 
 
 def test_pack_of_shards_holds_every_sample(toy_folder, ase_atoms):
@@ -140,6 +160,16 @@ def test_wrong_zlib_is_refused_by_row(shard, value):
     """The message names shard and row."""
     edit(shard, b"4", value)
     with pytest.raises(UserError, match=r"data0000.aselmdb: row 4 is not zlib-compressed JSON"):
+        read_all({"source": "omol25", "train": str(shard)})
+
+
+def test_wrong_number_of_components_is_refused_by_row(shard):
+    """One force component less than three an atom."""
+    with lmdb.open(str(shard), subdir=False, map_size=2**30) as env, env.begin(write=True) as transaction:
+        row = json.loads(zlib.decompress(transaction.get(b"6")))
+        row["forces"]["__ndarray__"][2].pop()
+        transaction.put(b"6", zlib.compress(json.dumps(row).encode()))
+    with pytest.raises(UserError, match=r"row 6 has \d+ atoms, but \d+ position and \d+ force components"):
         read_all({"source": "omol25", "train": str(shard)})
 
 
