@@ -12,6 +12,8 @@ from cluster import Slurm, why_not
 from events import EVENTS, PARTITIONS
 from sandbox import stop_all
 
+SIDE_BY_SIDE = 7  # more would only wait for the processors, with deadlines running
+
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
@@ -27,11 +29,11 @@ def slurm(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def events(slurm, request, tmp_path_factory) -> dict[str, Future]:
-    """{event: future of its figures} of the events whose tests were selected, all started at once."""
+    """{event: future of its figures} of the events whose tests were selected."""
     selected = {
         item.callspec.params.get("event") for item in request.session.items if hasattr(item, "callspec")
     }
-    pool = ThreadPoolExecutor(len(EVENTS))
+    pool = ThreadPoolExecutor(SIDE_BY_SIDE)
     futures = {
         name: pool.submit(event, tmp_path_factory.mktemp("boxes") / name, slurm)
         for name, event in EVENTS.items()

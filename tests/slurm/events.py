@@ -28,7 +28,7 @@ def preempted(box: Sandbox) -> dict:
     run = box.start()
     box.wait_for_hold()
     box.slurm.preempt(box.partition)
-    wait_for("the resumed trainer", lambda: len(box.journal("a")[0]) == 2, 180)
+    wait_for("the resumed trainer", lambda: len(box.journal("a")[0]) == 2, 300)
     box.go()
     assert run.wait() == 0, run.output[-3000:]
     box.check()
@@ -113,7 +113,7 @@ def sigint_with_jobs_kept(folder: Path, slurm: Slurm) -> dict:
     assert run.wait(60) == 1
     assert len(box.jobs()) == 1, "the job did not survive Ctrl-C"
     slurm.preempt("kept")
-    wait_for("the resumed trainer", lambda: len(box.journal("a")[0]) == 2, 180)
+    wait_for("the resumed trainer", lambda: len(box.journal("a")[0]) == 2, 300)
     again = box.start()
     again.wait_for_text("Watching slurm job")
     box.go()
@@ -285,27 +285,28 @@ def debug_cluster(folder: Path, slurm: Slurm) -> dict:
     return {"cells": 1}
 
 
+# the longest first
 EVENTS: dict[str, Callable[[Path, Slurm], dict]] = {
     f.__name__: f
     for f in (
+        time_limit,
+        real_training_preempted,
         preemption_with_grace_time,
         preemption_without_grace_time,
-        time_limit,
-        scancel,
         node_killed,
-        sigint,
         sigint_with_jobs_kept,
         sigkill_of_snakemake,
-        failing_trainer,
-        unschedulable,
+        sigint,
+        scancel,
         array_of_20_cells,
         two_snakemakes,
         local_cluster,
         local_sigint,
+        unschedulable,
+        failing_trainer,
+        groups,
         slurm_does_not_answer,
         misspelt_resource,
-        groups,
         debug_cluster,
-        real_training_preempted,
     )
 }

@@ -63,7 +63,7 @@ class Sandbox:
                 (starts if "starts" in line else steps).append(int(line.split()[-1]))
         return starts, steps
 
-    def wait_for_hold(self, deadline: float = 180) -> None:
+    def wait_for_hold(self, deadline: float = 300) -> None:
         """Until the trainers of all cells wait at step HOLD."""
         for cell, options in self.cells.items():
             if "hold-at" in options:
@@ -139,7 +139,7 @@ class Run:
     def output(self) -> str:
         return self.log.read_text()
 
-    def wait(self, deadline: float = 240) -> int:
+    def wait(self, deadline: float = 400) -> int:
         """Exit status."""
         try:
             status = self.process.wait(deadline)
