@@ -4,6 +4,7 @@
 rule figures:
     input:
         rules.analyse.output,
+        studies=f"{sweep.results}/studies.json",
     output:
         directory(f"{sweep.results}/figures"),
     log:
@@ -11,13 +12,15 @@ rule figures:
     params:
         analysis=f"{sweep.results}/analysis",
     shell:
-        "{SYMSCALE} figures --analysis {params.analysis:q} --out {output:q} 2> {log:q}"
+        "{SYMSCALE} figures --analysis {params.analysis:q} --studies {input.studies:q} --out {output:q} "
+        "2> >(tee {log:q} >&2)"
 
 
 rule report:
     input:
         rules.analyse.output,
         figures=f"{sweep.results}/figures",
+        studies=f"{sweep.results}/studies.json",
         curves=sweep.curves,
     output:
         f"{sweep.results}/report.html",
@@ -26,4 +29,4 @@ rule report:
     params:
         results=sweep.results,
     shell:
-        "{SYMSCALE} report --results {params.results:q} --out {output:q} 2> {log:q}"
+        "{SYMSCALE} report --results {params.results:q} --out {output:q} 2> >(tee {log:q} >&2)"

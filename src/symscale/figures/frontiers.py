@@ -72,7 +72,7 @@ def frontiers(a: Analysis) -> Drawing:
     caption += (
         " Filled points: the optimum lies inside the ladder and the data; hollow: censored. Bands: 95 %."
     )
-    if "*" in caption:
+    if any(fit["status"] == "flagged" for g in groups for x in measures if (fit := a.fit("frontier", g, x))):
         caption += " * flagged, see diagnostics."
     alt = (
         f"Validation loss against compute and device-hours, log-log, a falling line each for {_list(groups)}."
@@ -89,7 +89,7 @@ def ranking(fitted: dict[str, dict], x: str) -> str:
 
     def say(group: str) -> str:
         fit = fitted[group]
-        return f"{title(group)}, γ = {style.interval(fit['params']['gamma'])}{style.star(fit)}"
+        return f"{title(group)}, γ = {style.interval(fit['params']['gamma'])}{style.reservation(fit)}"
 
     if len(by_slope) == 1:
         return f"In {what}: {say(by_slope[0])}."

@@ -26,7 +26,8 @@ def kappa(a: Analysis) -> Drawing:
         colour, mark = style.colour(a.arch(group)), style.marker(a.arch(group))
         product = 3 * rows["N"] * rows["D"]
         last = rows.groupby("run").tail(1)
-        axes[0].plot(product, rows["C"] * PFLOP, mark, ms=2.6, color=colour, alpha=0.35, mew=0)
+        few = rows["in_sum_fit"]
+        axes[0].plot(product[few], rows["C"][few] * PFLOP, mark, ms=2.6, color=colour, alpha=0.35, mew=0)
         axes[1].plot(last["N"], last["C"] * PFLOP / (3 * last["N"] * last["D"]), mark, ms=4.5, color=colour)
         fit = a.fit("kappa", group, "C")
         label = f"{title(group)}: κ not fitted"

@@ -74,7 +74,9 @@ def _panel(ax: Axes, a: Analysis, groups: list[str], cells: set[str]) -> None:
             ax.plot(curve["C"], curve["loss"], color=colour, lw=0.5, alpha=0.35, gid=f"curve:{cell}")
         fit = draw_frontier(ax, a, group, "C", colour, mark, dash)
         words = f"γ = {style.interval(fit['params']['gamma'])}{style.star(fit)}" if fit else "no fit"
-        handles.append(style.handle(colour, f"{names[group]}: {words}", marker=mark, ms=4, ls=dash, lw=1.4))
+        handles.append(
+            style.handle(colour, f"{names[group]}: {words}", marker=mark, ms=4, ls=dash, lw=1.4, wrap=44)
+        )
     style.log_axes(ax, "C", "loss")
     style.finish_log(ax)
     style.below(ax, handles)
@@ -117,7 +119,7 @@ def pair_forest(ax: Axes, rows: list[dict], a: Analysis) -> None:
         colour, mark = tones(0.15 + 0.7 * k / max(len(pairs) - 1, 1)), "osD^vPX*"[k % 8]
         y = kinds.index(c["what"]) + (k - (len(pairs) - 1) / 2) * 0.7 / len(pairs)
         _difference(ax, y, c, colour, _reach(rows), mark)
-        handles[k] = style.handle(colour, _pair(c, a), marker=mark, ms=4, lw=1.4)
+        handles[k] = style.handle(colour, _pair(c, a), marker=mark, ms=4, lw=1.4, wrap=44)
     _zero_line(ax, _reach(rows), [in_words(k, []) for k in kinds])
     style.below(ax, [handles[k] for k in sorted(handles)])
 

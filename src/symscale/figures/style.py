@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter, NullLocator
 
 # distinct for colour-blind readers and dark enough on white; markers say the same once more
 COLOURS = {
@@ -130,7 +130,12 @@ def finish_log(ax: Axes, plain_y: bool = True) -> None:
     if low > 0 and high / low < 100:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 20 else (1, 3), numticks=20))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    if low > 0 and high / low > 1e3:  # eight more ticks a decade are half of the time that a figure takes
+        ax.xaxis.set_minor_locator(NullLocator())
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+        if isinstance(axis.get_major_formatter(), LogFormatterSciNotation):
+            axis.set_major_formatter(FuncFormatter(lambda v, _: power(v)))
 
 
 def room_below(row) -> None:
@@ -146,6 +151,14 @@ def room_below(row) -> None:
         row[0].set_ylim(low * min((low / high) ** 0.17, 0.85), high)
     for ax in row:
         finish_log(ax)
+
+
+def power(value: float) -> str:
+    """1e-3 -> '10⁻³', as text that needs no mathematics to be laid out; '' between powers of ten."""
+    exponent = math.log10(value)
+    if abs(exponent - round(exponent)) > 1e-6:
+        return ""
+    return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def short(value: float) -> str:
@@ -181,6 +194,11 @@ def star(fit: dict) -> str:
     return " *" if fit["status"] == "flagged" else ""
 
 
+def reservation(fit: dict) -> str:
+    """The same in words, for sentences: ' (flagged: 3 runs only: the interval is indicative)'."""
+    return f" (flagged: {fit['diagnostics'][0]})" if fit["status"] == "flagged" else ""
+
+
 def note(ax: Axes, text: str, width: int = 34) -> None:
     """Words in the middle of a panel that has nothing to draw (or beside what there is)."""
     box = {"boxstyle": "round,pad=0.4", "fc": "#fff6e0", "ec": "#c9a94d", "lw": 0.8}
@@ -196,9 +214,9 @@ def corner(ax: Axes, text: str, where: str = "lower left") -> None:
             bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5})  # fmt: skip
 
 
-def handle(colour_, label: str, **options) -> Line2D:
+def handle(colour_, label: str, wrap: int = 64, **options) -> Line2D:
     """An entry of a hand-made legend."""
-    return Line2D([], [], color=colour_, label=label, **options)
+    return Line2D([], [], color=colour_, label=textwrap.fill(label, wrap, break_long_words=False), **options)
 
 
 def below(ax: Axes, handles: list | None = None, columns: int = 1) -> None:

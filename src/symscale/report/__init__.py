@@ -155,8 +155,8 @@ def read_figures(folder: Path) -> list[dict]:
             text = path.read_text(encoding="utf-8")
         except OSError:
             raise UserError(f"{path}: no such figure; run `symscale figures` again") from None
-        entry["id"] = path.stem
-        entry["svg"] = inline_svg(text, path.stem, entry["alt"])
+        entry["id"] = f"figure-{path.stem}"
+        entry["svg"] = inline_svg(text, entry["id"], entry["alt"])
     return entries
 
 
@@ -168,7 +168,8 @@ def inline_svg(text: str, prefix: str, label: str) -> Markup:
     text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}.\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}.\1)", text)
     width = re.search(r'<svg[^>]*?\bwidth="([\d.]+)pt"', text)
-    size = f' style="max-width: {float(width.group(1)) * 4 / 3:.0f}px"' if width else ""
+    pixels = round(float(width.group(1)) * 4 / 3) if width else 0
+    size = f' style="max-width: {pixels}px; min-width: {min(pixels, 640)}px"' if width else ""
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"{size}', 1))

@@ -14,6 +14,7 @@ PFLOP = 1e15
 # fields of a spec that a reader asks for first; the rest are in each cell.json
 SETTINGS = ("dataset", "depth", "lmax", "mmax", "base_width", "lr", "mup", "batch_size", "epochs", "data_fraction",
             "cutoff", "max_neighbors", "symmetry_samples", "augment", "precision", "seed")  # fmt: skip
+ONLY = {"lmax": ("esen",), "mmax": ("esen",)}  # every spec has these fields, but no other model reads them
 
 
 def read_studies(results: Path) -> dict[str, dict]:
@@ -90,7 +91,7 @@ def _finite(value: float) -> float | None:
 
 
 def settings(records: list[dict], plain: set[str]) -> tuple[list[str], list[dict]]:
-    """Columns and one row an architecture: its ladder, and the settings its plain cells share."""
+    """Fields, and for each architecture its ladder and the settings of its plain cells."""
     by_arch: dict[str, list[dict]] = {}
     for record in records:
         if record["name"] in plain and record["spec"]:
@@ -100,9 +101,9 @@ def settings(records: list[dict], plain: set[str]) -> tuple[list[str], list[dict
         row = {"arch": arch, "widths": ", ".join(str(w) for w in sorted({s["width"] for s in specs}))}
         for field in SETTINGS:
             values = list(dict.fromkeys(str(s[field]) for s in specs if field in s))
-            row[field] = ", ".join(values)
+            row[field] = "–" if arch not in ONLY.get(field, (arch,)) else ", ".join(values)
         rows.append(row)
-    columns = [f for f in SETTINGS if any(row.get(f) not in ("", "False", "None", None) for row in rows)]
+    columns = [f for f in SETTINGS if any(row.get(f) not in ("", "–", "False", "None", None) for row in rows)]
     return columns, rows
 
 
