@@ -147,5 +147,5 @@ def read(folder: str | Path) -> dict:
         out["comparisons"] = json.loads((folder / "comparisons.json").read_text())
         out["document"] = json.loads((folder / "fits.json").read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no such file; `symscale analyse` writes it") from None
+        raise UserError(f"{error.filename or folder}: no such file; `symscale analyse` writes it") from None
     return out
