@@ -143,7 +143,9 @@ class Executor(RemoteExecutor):
             ids = self._submitted_after_all(entries)
             if not ids:
                 for (job, _, _), entry in zip(batch, entries, strict=True):
-                    self._settle(entry)
+                    self.watched.pop(entry.key)
+                    if ids is not None:  # else it may be there: the next start asks again, by the token
+                        self.registry.remove(entry)
                     self.report_job_error(SubmittedJobInfo(job), msg=f"Not submitted: {error} ")
                 return []
         infos = []
@@ -156,12 +158,12 @@ class Executor(RemoteExecutor):
         self._pause = 1.0
         return infos
 
-    def _submitted_after_all(self, entries: list[Entry]) -> list[str]:
-        """Ids of jobs that are in the queue although the submission failed (a time-out of sbatch)."""
+    def _submitted_after_all(self, entries: list[Entry]) -> list[str] | None:
+        """Ids of jobs in the queue although their submission failed (sbatch timed out); None: nobody can tell."""
         try:
             queue = self.cluster.queue(entries)
         except ClusterError:
-            return []
+            return None
         found = [find(entry, queue) for entry in entries]
         return found if all(found) else []
 
