@@ -78,7 +78,7 @@ def rejections(arch, n_sweeps, n_bootstrap):
 @pytest.mark.parametrize("arch", list(paper.LADDERS))
 def test_run_interval_covers_between_90_and_99_percent(arch):
     """Over 200 sweeps a nominal 95 % interval by runs covers .90-.99; by points it falls far short."""
-    found = coverage(arch, 200, 400)
+    found = coverage(arch, 200, 200)
     print(arch, found)
     assert all(0.90 <= v <= 0.99 for v in found["run"].values()), found
     assert found["point"]["alpha"] < 0.85, found
@@ -88,7 +88,7 @@ def test_run_interval_covers_between_90_and_99_percent(arch):
 @pytest.mark.parametrize("arch", list(paper.LADDERS))
 def test_equal_slope_test_rejects_at_most_7_percent_of_true_nulls(arch):
     """Two sweeps of one truth: the run-based t test keeps its size."""
-    found = rejections(arch, 200, 200)
+    found = rejections(arch, 200, 80)
     print(arch, found)
     assert all(v <= 0.07 for v in found.values()), found
 

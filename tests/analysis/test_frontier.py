@@ -8,8 +8,10 @@ from symscale.analysis import intervals as iv
 from symscale.analysis import paper
 from symscale.analysis.closed import Allocation, fit_cost
 from symscale.analysis.frontier import bootstrap_frontier, censor, extract, fit_frontier
+from symscale.analysis.intervals import generator
 from symscale.analysis.laws import fit
 from symscale.analysis.points import after_burn_in, at_fractions, canonical
+from symscale.analysis.simulate import NOISE_FREE, paper_truth, simulate
 from symscale.errors import UserError
 
 
@@ -30,11 +32,11 @@ def test_frontier_is_the_lowest_loss_reached_within_the_budget():
             "loss": [5.0, 3, 4, 2.5, 1],
         }
     )
-    table = extract(points, "C", n_budgets=5)  # 1, 2, 4, 8, 16
-    assert table["loss"].tolist() == [5, 3, 2.5, 2.5, 1]
+    table = extract(points, "C", n_budgets=5, interpolate=False)  # 1, 2, 4, 8, 16
+    assert table["loss"].to_numpy() == pytest.approx([5, 3, 2.5, 2.5, 1])
     assert table["cell"].tolist() == ["a", "a", "b", "b", "b"]
     assert table["x_reached"].tolist() == [1, 2, 4, 4, 16]
-    again = extract(points.sample(frac=1, random_state=1), "C", n_budgets=5)
+    again = extract(points.sample(frac=1, random_state=1), "C", n_budgets=5, interpolate=False)
     pd.testing.assert_frame_equal(table, again)
 
 
@@ -43,9 +45,9 @@ def test_interpolated_frontier_lies_on_a_power_law_between_validations():
     points = pd.DataFrame(
         {"run": "a", "cell": "a", "C": [1.0, 100], "N": 1.0, "D": [1.0, 100], "loss": [1.0, 0.1]}
     )
-    between = extract(points, "C", n_budgets=3, interpolate=True)["loss"].to_numpy()
+    between = extract(points, "C", n_budgets=3)["loss"].to_numpy()
     assert between == pytest.approx([1, 10**-0.5, 0.1])
-    assert extract(points, "C", n_budgets=3)["loss"].tolist() == [1, 1, 0.1]
+    assert extract(points, "C", n_budgets=3, interpolate=False)["loss"].tolist() == [1, 1, pytest.approx(0.1)]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,15 @@ def test_noise_free_frontier_has_a_point_for_an_interval(clean_sweep):
     assert high - low < 1e-6
     per_budget = iv.percentile(iv.bootstrap_points(law, 200, np.random.default_rng(0)).params["gamma"])
     assert per_budget[1] - per_budget[0] > 1e-3
+
+
+def test_sparse_validations_do_not_bend_the_frontier(clean_sweep):
+    """Twelve log-spaced rows and the ten fractions give the dense exponent; a staircase between them does not."""
+    rare = after_burn_in(simulate(paper_truth("esen"), generator(0), noise=NOISE_FREE, validations=12))
+    dense = fit_frontier(extract(after_burn_in(clean_sweep["esen"]))).params["gamma"]
+    smooth, stairs = (fit_frontier(extract(rare, interpolate=i)).params["gamma"] for i in (True, False))
+    assert abs(smooth - dense) < 0.004
+    assert abs(stairs - dense) > 0.015
 
 
 def test_frontier_without_positive_budgets_is_refused(clean_sweep):

@@ -7,6 +7,7 @@ import numpy as np
 from symscale.analysis.laws import NAMES, Fit
 from symscale.analysis.solver import _model
 
+MISFIT = 0.05  # residual sd of log L
 WIDE = 4.0  # N or D that span less than this factor say little about an exponent
 
 
@@ -15,6 +16,10 @@ def diagnose(fit: Fit, runs: np.ndarray | None = None, draws: dict | None = None
     numbers, words = {}, list(fit.words)
     r = fit.residuals
     numbers["residual_sd"] = float(r.std())
+    if numbers["residual_sd"] > MISFIT:
+        words.append(
+            f"residuals of {numbers['residual_sd']:.0%} in the loss: the law misses what these curves do"
+        )
     _, jac = _model(fit.theta[None], fit.x)
     j = jac[0].T  # (n, P), centred logs
     active = np.linalg.norm(j, axis=0) > 0

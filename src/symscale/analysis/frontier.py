@@ -1,8 +1,8 @@
 """Compute-optimal frontier: approach 1 of Hoffmann et al. (2022), as in section 4.1, in C or in H.
 
-For every budget of a log grid, the lowest loss that any run reached with at most that budget. The points of a
-frontier are shared by runs and by one another, so resampling them measures curvature only; the interval here
-redraws the runs' residual curves about the fitted surface and extracts the frontier anew.
+For every budget of a log grid, the lowest loss that any run reached within it, read between validations. The
+points of a frontier are shared by runs and by one another, so resampling them measures curvature only; the
+interval here redraws the runs' residual curves about the fitted surface and extracts the frontier anew.
 """
 
 from __future__ import annotations
@@ -48,41 +48,45 @@ def lay_out(points: pd.DataFrame, x: str = "C", n_budgets: int = BUDGETS) -> Cur
     return Curves(points.reset_index(drop=True), x, budgets, order, np.stack(at, axis=1))
 
 
-def lowest(curves: Curves, loss: np.ndarray, interpolate: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest loss (R, B) and its row (R, B) for losses (R, n); inf and -1 where no run has started.
+def lowest(curves: Curves, log_loss: np.ndarray, interpolate: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest log loss (R, B) and its row (R, B) for log losses (R, n); inf and -1 where no run has started.
 
-    `interpolate` reads a run between two validations on the line between their logs.
+    Between two validations a run is read on the line between their logs. Without `interpolate` it keeps the earlier
+    value until the next one: a staircase that raises F, and gamma too where validations are sparse (22 rows a run:
+    eSEN's .402 becomes .424).
     """
-    loss = np.atleast_2d(loss)
-    best = np.full((len(loss), len(curves.budgets)), np.inf)
+    log_loss = np.atleast_2d(log_loss)
+    best = np.full((len(log_loss), len(curves.budgets)), np.inf)
     where = np.full(best.shape, -1)
+    log_x, log_budget = np.log(curves.points[curves.x].to_numpy(float)), np.log(curves.budgets)
     for g, index in enumerate(curves.order):
-        reached = np.minimum.accumulate(loss[:, index], axis=1)
+        own = log_loss[:, index]
+        reached = np.minimum.accumulate(own, axis=1)
         at = curves.at[:, g]
-        values = np.where(at >= 0, reached[:, at], np.inf)
+        values = reached[:, at]
         if interpolate:
-            log_x = np.log(curves.points[curves.x].to_numpy(float)[index])
             following = np.minimum(at + 1, len(index) - 1)
-            gap = log_x[following] - log_x[at]
-            part = np.where(gap > 0, (np.log(curves.budgets) - log_x[at]) / np.where(gap > 0, gap, 1.0), 0.0)
-            values = np.where(at >= 0, values ** (1 - part) * reached[:, following] ** part, np.inf)
+            gap = log_x[index][following] - log_x[index][at]
+            part = np.where(gap > 0, (log_budget - log_x[index][at]) / np.where(gap > 0, gap, 1.0), 0.0)
+            values = values + part * (reached[:, following] - values)
+        values = np.where(at >= 0, values, np.inf)
         better = values < best
         best = np.where(better, values, best)
         # the row of the running minimum: the last row that lowered it
-        fell = np.where(loss[:, index] <= reached, np.arange(len(index)), 0)
-        row = index[np.maximum.accumulate(fell, axis=1)][:, at]
-        where = np.where(better, row, where)
+        fell = np.where(own <= reached, np.arange(len(index)), 0)
+        where = np.where(better, index[np.maximum.accumulate(fell, axis=1)][:, at], where)
     return best, where
 
 
 def extract(
-    points: pd.DataFrame, x: str = "C", n_budgets: int = BUDGETS, interpolate: bool = False
+    points: pd.DataFrame, x: str = "C", n_budgets: int = BUDGETS, interpolate: bool = True
 ) -> pd.DataFrame:
-    """Frontier table: budget, loss, cell, run, N, D, x_reached (of the row that holds the budget)."""
+    """Frontier table: budget, loss, cell, run, N, D, x_reached (of the last validation within the budget of the
+    run that holds it)."""
     curves = lay_out(points, x, n_budgets)
-    loss, row = lowest(curves, curves.points["loss"].to_numpy(float), interpolate)
+    loss, row = lowest(curves, np.log(curves.points["loss"].to_numpy(float)), interpolate)
     chosen = curves.points.iloc[row[0]].reset_index(drop=True)
-    table = pd.DataFrame({"budget": curves.budgets, "loss": loss[0]})
+    table = pd.DataFrame({"budget": curves.budgets, "loss": np.exp(loss[0])})
     for column in ("cell", "run", "N", "D"):
         table[column] = chosen[column] if column in chosen else ""
     table["x_reached"] = chosen[x]
@@ -171,8 +175,8 @@ def bootstrap_frontier(
     y, smooth = redraw(points, surface, n_bootstrap, rng)
     found = []
     for first in range(0, n_bootstrap, 100):
-        found.append(np.log(lowest(curves, np.exp(y[first : first + 100]))[0][:, inside]))
-    truth = np.log(lowest(curves, np.exp(smooth))[0][:, inside])
+        found.append(lowest(curves, y[first : first + 100])[0][:, inside])
+    truth = lowest(curves, smooth)[0][:, inside]
     draws = refit(frontier, y=np.concatenate(found))
     centre = refit(frontier, y=truth)
     kind = "run-residual bootstrap, basic"

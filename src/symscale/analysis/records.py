@@ -241,6 +241,10 @@ def analyse_frontier(table, points, surface, group, arch, x, variant, inside, op
             (float("nan"),) * 2 if draws is None else interval_of(name, law.params[name], draws, centre)
         )
         params[name] = (law.params[name], low, high, *iv.percentile(naive.params[name]))
+        if name != "E" and (law.params[name] < low or law.params[name] > high):
+            words.append(
+                f"{name} lies outside of its interval, which corrects for taking the luckiest of noisy runs"
+            )
     words += more
     return Record("frontier", status=status_of(words), words=tuple(words), params=params, interval=kind,
                   numbers=numbers, n_points=int(inside.sum()), n_bootstrap=options.bootstraps if draws else 0,

@@ -17,7 +17,7 @@ EMA = 0.9
 
 
 def estimates(
-    points: pd.DataFrame, *, rows: str = "fractions", delta: float, free: bool, interpolate: bool = False
+    points: pd.DataFrame, *, rows: str = "fractions", delta: float, free: bool, interpolate: bool = True
 ):
     """{(law, x, parameter): value} of the sum law, its closed form and the frontier in C; skips what cannot be."""
     out = {}
@@ -42,7 +42,7 @@ def sensitivity(points: pd.DataFrame, options) -> pd.DataFrame:
     """Table group, law, x, setting, value, parameter, estimate: one setting changed at a time.
 
     settings: burn_in, delta, linf ('free'), rows ('all' after burn-in instead of r = 0.1 ... 1.0), ema (factor 0.9,
-    lag-matched), frontier ('interpolated' between validations instead of the last one within the budget).
+    lag-matched), frontier ('steps': the last validation within the budget instead of the line between two).
     """
     clean, _ = usable(points)
     records = []
@@ -60,7 +60,7 @@ def sensitivity(points: pd.DataFrame, options) -> pd.DataFrame:
         cases.append(("linf", "free", now, base | {"free": True}))
         cases.append(("rows", "all", now, base | {"rows": "all"}))
         cases.append(("ema", f"{EMA:g}", rows_of(options.burn_in, EMA), base))
-        cases.append(("frontier", "interpolated", now, base | {"interpolate": True}))
+        cases.append(("frontier", "steps", now, base | {"interpolate": False}))
         for setting, value, rows, how in cases:
             for (law, x, parameter), estimate in estimates(rows, **how).items():
                 records.append((group, law, x, setting, value, parameter, float(estimate)))
