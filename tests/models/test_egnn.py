@@ -128,3 +128,16 @@ def test_fewer_values_are_kept_than_by_the_plain_equations(molecules):
     ours, plain = saved(model), saved(lambda d: egnn_oracle(model, d))
     print(f"saved for backward: {ours / 1e6:.2f} MB, plain {plain / 1e6:.2f} MB")
     assert ours < 0.7 * plain
+
+
+def test_bfloat16_autocast_stays_near(molecules):
+    """A forward and backward pass under autocast is finite and within bfloat16's few digits of float32."""
+    data, model = make_batch(molecules, dtype=torch.float32), small(width=32).float()
+    energy, _ = model(data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse, forces = model(data)
+    (coarse.float().sum() + forces.float().square().sum()).backward()
+    error = float(((coarse - energy).abs().max() / energy.abs().max()).detach())
+    print(f"bfloat16 energy: relative error {error:.1e}")
+    assert 1e-7 < error < 0.1
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())

@@ -178,3 +178,18 @@ def test_calibration_evens_out_variances(quadruplets):
     model.calibrate(batches)  # a second time starts from 1 again
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in factors.items())
     assert not any(k.endswith(".value") for k, _ in model.named_parameters())
+
+
+@BOTH
+def test_bfloat16_autocast_stays_near(molecules, quadruplets):
+    """A forward and backward pass under autocast is finite and within bfloat16's few digits of float32."""
+    data = batch(molecules, dtype=torch.float32)
+    model = small(quadruplets).float()
+    energy, _ = model(data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse, forces = model(data)
+    (coarse.float().sum() + forces.float().square().sum()).backward()
+    error = float(((coarse - energy).abs().max() / energy.abs().max()).detach())
+    print(f"bfloat16 energy: relative error {error:.1e}")
+    assert 1e-7 < error < 0.1
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

@@ -48,6 +48,17 @@ def polynomial_envelope(d: Tensor, cutoff: float, exponent: int = 5) -> Tensor:
     return 1 + x**p * (a + x * (b + x * c))
 
 
+def apply_function(function: type[torch.autograd.Function], *args):
+    """``function.apply``, in one dtype under autocast: its backward pass runs outside of autocast."""
+    device = next(a.device.type for a in args if isinstance(a, Tensor))
+    if not torch.is_autocast_enabled(device):
+        return function.apply(*args)
+    dtype = torch.get_autocast_dtype(device)
+    cast = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+    with torch.autocast(device, enabled=False):
+        return function.apply(*cast)
+
+
 class GaussianRBF(nn.Module):
     """Fixed Gaussians, evenly spaced on 0 ... cutoff: distances (E,) -> (E, num_radial).
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from symscale.cells import CellSpec
 from symscale.data.batch import Batch
-from symscale.models.common import GaussianRBF, GraphNorm, edge_vectors, graph_sum
+from symscale.models.common import GaussianRBF, GraphNorm, apply_function, edge_vectors, graph_sum
 
 silu_backward = torch.ops.aten.silu_backward
 
@@ -153,7 +153,7 @@ class Layer(nn.Module):
         bias = torch.cat([torch.zeros_like(self.edge1.bias), self.edge1.bias])
         nodes = torch.addmm(bias, h, torch.cat([Wu, Wv]).t())  # (N, 2 w): W_u h and W_v h + b
         mlp = (self.edge2.weight, self.edge2.bias, self.mix1.weight, self.mix1.bias)
-        total, outer = EdgeMessages.apply(edges, nodes, moved, r_uv, rbf, Wn, Wr, *mlp)
+        total, outer = apply_function(EdgeMessages, edges, nodes, moved, r_uv, rbf, Wn, Wr, *mlp)
 
         # 1/E, not 1/sqrt(E): keeps muP updates Theta(1)
         mixer = self.mix2.weight.view(self.channels_in, self.channels, -1).transpose(1, 2).flatten(0, 1)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from symscale.cells import CellSpec
 from symscale.data.batch import Batch
-from symscale.models.common import GaussianRBF, graph_sum, polynomial_envelope
+from symscale.models.common import GaussianRBF, apply_function, graph_sum, polynomial_envelope
 from symscale.models.gemnet_graph import Graph, Quadruplets, build_graph, build_quadruplets, triplet_angles
 from symscale.models.gemnet_layers import (
     ACT,
@@ -70,7 +70,9 @@ class AtomUpdate(nn.Module):
         self.layers = Residuals(width, ATOM)
 
     def forward(self, m: Scaled, rad: Tensor, graph: Graph) -> Scaled:
-        x = RadialSum.apply(m[0], rad, self.radial.weight * (self.scale_sum.value * m[1]), graph)  # (N, w)
+        x = apply_function(
+            RadialSum, m[0], rad, self.radial.weight * (self.scale_sum.value * m[1]), graph
+        )  # (N, w)
         x = self.scale_sum.fit(x, m[0] * m[1] if self.scale_sum.fitting else m[0])
         return self.layers(x, 1.0)
 
@@ -89,7 +91,7 @@ class Output(nn.Module):
     def forward(self, h: Scaled, m: Scaled, rad: Tensor, graph: Graph) -> tuple[Scaled, Tensor]:
         energy = self.after_atom(*mean_of(self.atoms(m, rad, graph), h))
         v, scale = self.forces(*m)
-        forces = RadialProduct.apply(v, rad, self.radial.weight * (self.scale_radial.value * scale))
+        forces = apply_function(RadialProduct, v, rad, self.radial.weight * (self.scale_radial.value * scale))
         return energy, self.scale_radial.fit(forces, v * scale if self.scale_radial.fitting else v)
 
 
@@ -114,7 +116,7 @@ class Interaction(nn.Module):
         if self.quadruplets is not None:
             quads = (bases.quadruplet_inner, bases.quadruplet_outer, bases.quadruplets, graph)
             terms += self.quadruplets(m, bases.quadruplet_radial, *quads)
-        x = SiluSum.apply(1 / math.sqrt(2), F.linear(m[0], self.dense.weight * m[1]), *terms)
+        x = apply_function(SiluSum, 1 / math.sqrt(2), F.linear(m[0], self.dense.weight * m[1]), *terms)
         x = self.before_skip(x, ACT / math.sqrt(1 + len(terms) / 2))
         m = self.after_skip(*mean_of(m, x))
         h = mean_of(self.atom_update(m, bases.atom_radial, graph), h)

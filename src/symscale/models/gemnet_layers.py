@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from symscale.models.common import apply_function
 from symscale.models.gemnet_graph import Graph, Quadruplets
 
 ACT = 1 / 0.6  # scaled SiLU keeps unit variance
@@ -103,7 +104,7 @@ class Residuals(nn.Module):
 
     def forward(self, v: Tensor, scale: float) -> Scaled:
         for first, second in zip(self.first, self.second, strict=True):
-            v, scale = ResidualStep.apply(v, first.weight, second.weight, scale), ACT * HALF
+            v, scale = apply_function(ResidualStep, v, first.weight, second.weight, scale), ACT * HALF
         return v, scale
 
 
@@ -148,19 +149,19 @@ class RadialSum(torch.autograd.Function):
 
 
 class AddAtoms(torch.autograd.Function):
-    """z + source[src] + target[dst]: (E, w) from z (E, w), which is overwritten, and [source, target] (N, 2 w)."""
+    """z + source[src] + target[dst]: (E, w) from z (E, w) and [source, target] (N, 2 w)."""
 
     @staticmethod
-    def forward(ctx, z, nodes, graph):
-        ctx.graph = graph
-        ctx.mark_dirty(z)
+    def forward(ctx, z, nodes, src, dst):
+        ctx.save_for_backward(src, dst)
+        ctx.atoms = nodes.shape[0]
         source, target = nodes.chunk(2, dim=1)
-        return z.add_(source.index_select(0, graph.src)).add_(target.index_select(0, graph.dst))
+        return source.index_select(0, src).add_(z).add_(target.index_select(0, dst))
 
     @staticmethod
     def backward(ctx, g):
-        graph = ctx.graph
-        return g, torch.cat([graph.sum_at(graph.src, g), graph.sum_at(graph.dst, g)], 1), None
+        sums = [g.new_zeros(ctx.atoms, g.shape[1]).index_add_(0, index, g) for index in ctx.saved_tensors]
+        return g, torch.cat(sums, 1), None, None
 
 
 class SiluSum(torch.autograd.Function):
@@ -193,7 +194,7 @@ class EdgeEmbedding(nn.Module):
     def forward(self, h: Scaled, m: Scaled, graph: Graph) -> Scaled:
         W_src, W_dst, W_m = self.linear.weight.split(self.splits, dim=1)
         nodes = F.linear(h[0], torch.cat([W_src, W_dst]) * h[1])  # (N, 2 w)
-        return F.silu(AddAtoms.apply(F.linear(m[0], W_m * m[1]), nodes, graph)), ACT
+        return F.silu(apply_function(AddAtoms, F.linear(m[0], W_m * m[1]), nodes, graph.src, graph.dst)), ACT
 
 
 class Triplets(nn.Module):
@@ -220,7 +221,7 @@ class Triplets(nn.Module):
         n, k = graph.atoms, graph.degree
         size_out, size_cbf, size_in = self.sizes
         x = F.silu(F.linear(m[0], self.dense.weight * m[1]))
-        y = RadialProduct.apply(x, rad, self.radial.weight * (ACT * self.scale_radial.value))
+        y = apply_function(RadialProduct, x, rad, self.radial.weight * (ACT * self.scale_radial.value))
         y = self.scale_radial.fit(y, x * ACT)
         x = F.silu(F.linear(y, self.down.weight))  # (E, size_in)
         weight = self.bilinear.weight.view(size_out, size_cbf, size_in).permute(2, 1, 0).flatten(1)
@@ -243,10 +244,10 @@ def quadruplet_sum(x: Tensor, polar: list[Tensor], dihedral: list[Tensor]) -> Te
     parts = []
     for i, turn in enumerate(dihedral):
         m = i if i < len(polar) else i - len(polar) + 1
-        u = torch.bmm(turn, x.reshape(n * q, k, c))  # (N Q, K_c, c): over d
+        u = torch.bmm(turn.to(x.dtype), x.reshape(n * q, k, c))  # (N Q, K_c, c): over d
         u = u.view(n, q, k, c).transpose(1, 2).reshape(n * k, q, c)
         parts.append(
-            torch.bmm(polar[m].view(n * k, q, polar[m].shape[3]).transpose(1, 2), u)
+            torch.bmm(polar[m].to(x.dtype).view(n * k, q, polar[m].shape[3]).transpose(1, 2), u)
         )  # (N K_c, count - m, c): over b
     return torch.cat(parts, 1)
 
@@ -268,9 +269,9 @@ class QuadrupletSum(torch.autograd.Function):
             m = i if i < len(polar) else i - len(polar) + 1
             part = g[:, start : start + len(polar) - m]
             start += len(polar) - m
-            u = torch.bmm(polar[m].view(n * k, q, polar[m].shape[3]), part)  # (N K_c, Q, c)
+            u = torch.bmm(polar[m].to(g.dtype).view(n * k, q, polar[m].shape[3]), part)  # (N K_c, Q, c)
             u = u.view(n, k, q, c).transpose(1, 2).reshape(n * q, k, c)
-            g_x.baddbmm_(turn.transpose(1, 2), u)
+            g_x.baddbmm_(turn.to(g.dtype).transpose(1, 2), u)
         return g_x.view(ctx.shape), None
 
 
@@ -302,11 +303,13 @@ class QuadrupletMessages(nn.Module):
         n, k, q = graph.atoms, graph.degree, quads.row.shape[1]
         _, size_sbf, size_in = self.sizes
         x = F.silu(F.linear(m[0], self.dense.weight * m[1]))
-        y = RadialProduct.apply(x, rad, self.radial.weight * (ACT * self.scale_radial.value))
+        y = apply_function(RadialProduct, x, rad, self.radial.weight * (ACT * self.scale_radial.value))
         y = self.scale_radial.fit(y, x * ACT)
         x = F.silu(F.linear(y, self.down.weight))  # (E, size_in)
         rows = graph.pad(x).index_select(0, quads.row.flatten()).view(n * q * k, size_in)
-        y = RadialProduct.apply(rows, inner, self.circular.weight * (ACT * self.scale_circular.value))
+        y = apply_function(
+            RadialProduct, rows, inner, self.circular.weight * (ACT * self.scale_circular.value)
+        )
         if self.scale_circular.fitting:
             there = (
                 quads.inner[..., 0].flatten() != 0
@@ -315,7 +318,11 @@ class QuadrupletMessages(nn.Module):
             y = y * self.scale_circular.value
         angles = quads.dihedral[-1].requires_grad
         y = y.view(n, q, k, size_in)
-        x = quadruplet_sum(y, quads.polar, quads.dihedral) if angles else QuadrupletSum.apply(y, quads)
+        x = (
+            quadruplet_sum(y, quads.polar, quads.dihedral)
+            if angles
+            else apply_function(QuadrupletSum, y, quads)
+        )
         x = torch.bmm(outer, x).view(n * k, size_sbf * size_in)
         x_sum = F.linear(x, self.bilinear.weight * self.scale_sum.value)  # (N K_c, size_out)
         if self.scale_sum.fitting:
