@@ -90,6 +90,7 @@ class Slurm:
         for name in ("state", "log", "spool"):
             (folder / name).mkdir(parents=True)
         self.nodes = {p: [f"{p}{i + 1}" for i in range(n)] for p, (n, _) in partitions.items()}
+        self._munged: int | None = None
         names = [node for nodes in self.nodes.values() for node in nodes]
         port = free_ports(len(names) + 1)
         subprocess.run(["mknod", folder / "gpu0", "c", "195", "0"], check=True)
@@ -115,7 +116,7 @@ class Slurm:
         self.env = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
 
     def start(self) -> "Slurm":
-        start_munge()
+        self._munged = start_munge()
         self.run("slurmctld", "-c")
         for nodes in self.nodes.values():
             for node in nodes:
@@ -166,6 +167,8 @@ class Slurm:
         for pidfile in [*self.folder.glob("*.pid")]:
             with contextlib.suppress(ProcessLookupError, ValueError):
                 os.kill(int(pidfile.read_text()), signal.SIGTERM)
+        if self._munged is not None:
+            os.kill(self._munged, signal.SIGTERM)
         for pid, _, environ in processes():
             if f"SLURM_CONF={self.folder}/" in environ and pid != os.getpid():
                 with contextlib.suppress(ProcessLookupError):
@@ -180,13 +183,14 @@ def processes():
             yield int(entry.name), parent, (entry / "environ").read_text(errors="replace")
 
 
-def start_munge() -> None:
-    """munged, which authenticates SLURM's messages; one that runs already is used, and left running."""
+def start_munge() -> int | None:
+    """munged, which authenticates SLURM's messages: its process id, None if one ran already."""
     if subprocess.run(["munge", "-n"], capture_output=True).returncode == 0:
-        return
+        return None
     if not Path("/etc/munge/munge.key").exists():
         subprocess.run(["/usr/sbin/mungekey", "-c"], check=True)
         shutil.chown("/etc/munge/munge.key", "munge", "munge")
     subprocess.run(["install", "-d", "-o", "munge", "-g", "munge", "/run/munge"], check=True)
     subprocess.run(["runuser", "-u", "munge", "--", "/usr/sbin/munged"], check=True)
     wait_for("munged", lambda: subprocess.run(["munge", "-n"], capture_output=True).returncode == 0, 10)
+    return int(Path("/run/munge/munged.pid").read_text())
