@@ -7,7 +7,8 @@ import torch
 from conftest import make_batch
 from scipy import stats
 
-from symscale.loss import random_rotations, rotate, task_loss, training_loss
+from symscale.loss import task_loss, training_loss
+from symscale.symmetry import random_rotations, rotate
 
 
 def test_task_loss_is_eq_1(molecules):

@@ -1,8 +1,7 @@
-"""Training losses: the task loss of eq. (1), the symmetry loss of eq. (2), and the rotations both need."""
+"""Training losses: the task loss of eq. (1) and the symmetry loss of eq. (2)."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from symscale.data.batch import Batch
 from symscale.models.common import graph_sum
+from symscale.symmetry import random_rotations, rotate
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,6 @@ def task_loss(
     component = graph_sum(difference.detach().abs().mean(1), data) / n
     total = lambda_energy * per_energy + lambda_forces * per_force
     return TaskLoss(total, per_energy, per_force, component)
-
-
-def random_rotations(count: int, generator: torch.Generator) -> Tensor:
-    """``count`` proper rotations (count, 3, 3) from the Haar measure of SO(3), via random unit quaternions."""
-    q = torch.randn(count, 4, generator=generator, dtype=torch.float64)
-    w, x, y, z = (q / q.norm(dim=1, keepdim=True)).unbind(1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
-
-
-def rotate(data: Batch, rotations: Tensor) -> Batch:
-    """Rotate every molecule, positions and forces alike, by its own matrix (G, 3, 3); energies stay."""
-    per_atom = rotations.to(data.pos).index_select(0, data.batch)  # (N, 3, 3)
-
-    def turn(v: Tensor) -> Tensor:
-        return torch.einsum("nij,nj->ni", per_atom, v)
-
-    return dataclasses.replace(data, pos=turn(data.pos), forces=turn(data.forces))
 
 
 def training_loss(

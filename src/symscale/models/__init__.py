@@ -12,6 +12,7 @@ from symscale.models.esen import ESEN
 from symscale.models.gemnet import GemNetOC
 from symscale.models.mpnn import MPNN
 from symscale.models.transformer import Transformer
+from symscale.mup import initialise
 
 MODELS: dict[str, type[nn.Module]] = {
     "mpnn": MPNN,
@@ -30,4 +31,6 @@ def build_model(spec: CellSpec) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        return MODELS[spec.arch].from_spec(spec)
+        model = MODELS[spec.arch].from_spec(spec)
+    initialise(model, spec)
+    return model
