@@ -103,7 +103,7 @@ def test_flags_show_beside_numbers_and_in_captions(analysis):
     fit = analysis.fit("frontier", "mpnn", "C")
     assert fit["status"] == "flagged"
     drawing = frontiers.frontiers(analysis)
-    assert "] *" in words(drawing) and f"(flagged: {fit['diagnostics'][0]})" in drawing.caption
+    assert "] *" in words(drawing) and f"(flagged: {fit['diagnostics'][0].split(';')[0]})" in drawing.caption
     assert "Flagged (hollow): MPNN, eSEN" in exponents.exponents(analysis).caption
 
 

@@ -196,7 +196,9 @@ def star(fit: dict) -> str:
 
 def reservation(fit: dict) -> str:
     """The same in words, for sentences: ' (flagged: 3 runs only: the interval is indicative)'."""
-    return f" (flagged: {fit['diagnostics'][0]})" if fit["status"] == "flagged" else ""
+    if fit["status"] != "flagged":
+        return ""
+    return f" (flagged: {fit['diagnostics'][0].split(';')[0]})"
 
 
 def note(ax: Axes, text: str, width: int = 34) -> None:
