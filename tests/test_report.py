@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +12,7 @@ from simulated_sweep import shared_sweep
 
 from symscale.__main__ import main
 from symscale.curves import META_KEY, read_curve, write_curve
-from symscale.report import gather, inline_svg, render
+from symscale.report import example, gather, inline_svg, render
 
 
 class Page(HTMLParser):
@@ -179,6 +180,13 @@ def test_report_without_figures_says_so(copy):
     """Tables stand alone; an index that names a lost figure is an error with the fix."""
     shutil.rmtree(copy / "figures")
     assert "No figures in this results folder" in Page(render(copy))
+
+
+def test_rerun_never_names_a_results_folder_as_checkpoint(sweep):
+    """Where the sweep lies outside the project its checkpoints are unknown, and the page does not guess."""
+    records = gather.cells(sweep, {})
+    assert example(sweep, records)["checkpoint"] is None
+    assert example(Path("results/paper"), records)["checkpoint"] == f"checkpoints/paper/{records[0]['name']}"
 
 
 def test_lost_figure_is_named(copy, capsys):

@@ -51,7 +51,8 @@ def exponents(a: Analysis) -> Drawing:
     widths = [w for g in groups if (w := _ratio(a, g)) is not None]
     caption = "Exponents with 95 % intervals that resample whole runs; in grey the per-point interval"
     if widths:
-        caption += f", whose width for γ of the sum law is {min(widths):.0%} to {max(widths):.0%} of it"
+        span = dict.fromkeys((f"{min(widths):.0%}", f"{max(widths):.0%}"))
+        caption += f", whose width for γ of the sum law is {' to '.join(span)} of it"
     flagged = [
         title(g) for g in groups if any(f["status"] == "flagged" for f in a.fits.values() if f["group"] == g)
     ]

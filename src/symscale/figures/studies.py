@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from symscale.figures import style
 from symscale.figures.frontiers import draw_frontier
@@ -138,6 +139,7 @@ def _difference(ax: Axes, y: float, c: dict, colour, reach: float, mark: str = "
 def _zero_line(ax: Axes, reach: float, names: list[str]) -> None:
     ax.axvline(0, color=style.GREY, lw=0.9)
     ax.set_xlim(-reach, reach)
+    ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
     ax.set_yticks(range(len(names)), names, fontsize=7.5)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel("difference (filled: 95 % interval excludes 0)")

@@ -137,7 +137,8 @@ def example(results: Path, records: list[dict]) -> dict | None:
         "name": name,
         "folder": str(results / name),
         "data": chosen["data"] or "data/PACK",
-        "checkpoint": checkpoint_folder({"results": str(results)}, name),
+        # only a folder inside the project has checkpoints at a known place, and a guess must not be deleted
+        "checkpoint": None if results.is_absolute() else checkpoint_folder({"results": str(results)}, name),
         "bare": str(results) == "results",
     }
 
