@@ -113,7 +113,7 @@ def write(
     """Write every file of the package's docstring; fits.json last."""
     out.mkdir(parents=True, exist_ok=True)
     records = [r for a in analyses for r in a.records]
-    keys = ["run", "D", "loss"]
+    keys = ["run", "step"]  # not by value: smoothing changes values
     kept = pd.MultiIndex.from_frame(pd.concat([a.points for a in analyses])[keys])
     used = pd.MultiIndex.from_frame(pd.concat([a.sum_points for a in analyses])[keys])
     index = pd.MultiIndex.from_frame(points[keys])
