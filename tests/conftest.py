@@ -1,48 +1,14 @@
-"""Molecules, batches and a small pack that the tests share."""
-
-import dataclasses
+"""Molecules and a small pack that the tests share."""
 
 import numpy as np
 import pytest
 import torch
+from molecules import random_molecule
 
-from symscale.data.batch import Batch
 from symscale.data.build import build_pack
-from symscale.data.graph import radius_graph
 from symscale.data.pack import open_pack
 
 torch.set_num_threads(1)
-
-
-def make_batch(molecules, cutoff=6.0, max_neighbors=30, symmetric=False, dtype=torch.float64, seed=0):
-    """A Batch from a list of (z, pos); labels are random, positions are taken as they are."""
-    counts = torch.tensor([len(z) for z, _ in molecules])
-    z = torch.cat([torch.as_tensor(z, dtype=torch.long) for z, _ in molecules])
-    pos = torch.cat([torch.as_tensor(p, dtype=dtype).reshape(-1, 3) for _, p in molecules])
-    edge_index, degree = radius_graph(pos, counts, cutoff, max_neighbors, symmetric)
-    rng = torch.Generator().manual_seed(seed)
-    return Batch(
-        z=z,
-        pos=pos,
-        batch=torch.repeat_interleave(torch.arange(len(counts)), counts),
-        edge_index=edge_index,
-        energy=torch.randn(len(counts), generator=rng, dtype=dtype),
-        forces=torch.randn(len(z), 3, generator=rng, dtype=dtype),
-        num_graphs=len(counts),
-        max_atoms=int(counts.max()),
-        max_degree=degree,
-    )
-
-
-def random_molecule(rng, atoms, min_distance=0.9):
-    """A tree-like cluster of H, C, N, O with bonds of 1.0 to 1.6 Angstrom, centred."""
-    pos = np.zeros((1, 3))
-    while len(pos) < atoms:
-        step = rng.normal(size=3)
-        new = pos[rng.integers(len(pos))] + step / np.linalg.norm(step) * rng.uniform(1.0, 1.6)
-        if np.linalg.norm(pos - new, axis=1).min() >= min_distance:
-            pos = np.vstack([pos, new])
-    return rng.choice([1, 6, 7, 8], size=atoms), pos - pos.mean(0)
 
 
 @pytest.fixture
@@ -50,20 +16,6 @@ def molecules():
     """Five random molecules of 3 to 14 atoms."""
     rng = np.random.default_rng(7)
     return [random_molecule(rng, n) for n in (3, 14, 6, 9, 5)]
-
-
-def rotation(seed=0):
-    """One proper rotation, float64."""
-    q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
-    q = q * np.sign(np.diag(r))
-    q[:, 0] *= np.linalg.det(q)
-    return torch.as_tensor(q)
-
-
-def moved(data, matrix=None, shift=None):
-    """The batch with every position rotated and shifted; the edges stay, as distances do."""
-    pos = data.pos if matrix is None else data.pos @ matrix.T
-    return dataclasses.replace(data, pos=pos if shift is None else pos + shift)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import make_batch
+from molecules import make_batch
 from scipy import stats
 
 from symscale.loss import task_loss, training_loss

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import make_batch, moved, rotation
 from egnn_oracle import egnn_oracle
+from molecules import make_batch, moved, rotation
 
 from symscale.models.egnn import EGNN
 

@@ -6,8 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import make_batch, moved, random_molecule, rotation
 from gemnet_oracle import gemnet_oracle
+from molecules import make_batch, moved, random_molecule, rotation
 
 from symscale.models.gemnet import GemNetOC
 from symscale.models.gemnet_layers import ScaleFactor

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_batch, moved, rotation
+from molecules import make_batch, moved, rotation
 
 from symscale.models.transformer import Transformer, heads_of
 
