@@ -239,27 +239,30 @@ def test_two_processes_cannot_pack_into_one_folder(toy_entry, tmp_path):
 @pytest.mark.parametrize(("release_bytes", "bounded"), [(pack.RELEASE_BYTES, True), (2**60, False)])
 def test_reading_a_large_pack_takes_constant_memory(tmp_path, release_bytes, bounded):
     """5 million molecules (3.5 GB of arrays, sparse): 300,000 read in order and 10,000 scattered over a data fraction
-    raise the resident peak by less than 150 MB; without giving pages back they would not."""
+    raise the resident peak by less than 200 MB; without giving pages back, by far more."""
     folder = sparse_pack(tmp_path / "big", 5_000_000, 27)
     code = """
-import resource, sys
+import sys
 import numpy as np
 from symscale.data import pack
+def peak_mb():  # not ru_maxrss, which a child inherits from its parent
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1024
 pack.RELEASE_BYTES = int(sys.argv[2])
 part = pack.open_pack(sys.argv[1]).train.prefix(0.5)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_mb()
 scattered = np.random.default_rng(0).integers(0, len(part), 10_000)
 for first in range(0, 300_000, 500):
     assert part.gather(np.arange(first, first + 500)).counts.sum() == 27 * 500
 for first in range(0, 10_000, 100):
     assert part.gather(scattered[first : first + 100]).counts.sum() == 27 * 100
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(peak_mb() - before)
 """
     command = [sys.executable, "-c", code, str(folder), str(release_bytes)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     print("grew by MB:", result.stdout)
-    assert (float(result.stdout) < 150) == bounded
+    assert (float(result.stdout) < 200) == bounded
 
 
 def sparse_pack(folder: Path, molecules: int, atoms: int) -> Path:

@@ -36,11 +36,11 @@ ARRAYS = {  # name: dtype, trailing shape
     "offsets": ("<i8", ()),
     "molecule": ("<i8", ()),
 }
-# Larger arrays are read with care for memory. Pages of a mapping count as this process's until given back, although
-# the kernel could reclaim them: a SLURM that polls resident memory would kill the job. And for each page of a
-# scattered read the kernel would read 128 KB.
-LARGE_BYTES = 256 * 2**20
+# Pages of a mapping count as this process's memory until given back, although the kernel could reclaim them: a
+# SLURM that polls resident memory would kill the job. Splits larger than this give them back when as much was read.
 RELEASE_BYTES = 64 * 2**20
+# For each page of a scattered read the kernel reads 128 KB, unless told not to; of smaller arrays that is welcome
+LARGE_BYTES = 256 * 2**20
 
 
 class MappedArray:
@@ -69,8 +69,7 @@ class MappedArray:
                 return np.frombuffer(self.maps[-1], dtype=dtype, count=count, offset=start).reshape(shape)
 
             self.array = view(mmap.MADV_NORMAL)
-            self.large = self.array.nbytes > LARGE_BYTES
-            self.scattered = view(mmap.MADV_RANDOM) if self.large else self.array
+            self.scattered = view(mmap.MADV_RANDOM) if self.array.nbytes > LARGE_BYTES else self.array
 
     def release(self) -> None:
         """Give the pages back; the data stays in the page cache and comes back when touched."""
@@ -159,8 +158,8 @@ class Split:
         self.touched.bytes += touched
         if self.touched.bytes > RELEASE_BYTES:
             self.touched.bytes = 0
-            for mapped in self.maps.values():
-                if mapped.large:
+            if sum(mapped.array.nbytes for mapped in self.maps.values()) > RELEASE_BYTES:
+                for mapped in self.maps.values():
                     mapped.release()
 
 

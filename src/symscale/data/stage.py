@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -36,7 +37,12 @@ def stage_all(staging: str, entry: dict, tasks: list[Task], processes: int) -> l
     os.environ.update(_ONE_THREAD)
     try:
         with tqdm(
-            total=total, initial=done, desc=entry["source"], unit=unit, smoothing=0.05, mininterval=1
+            total=total,
+            initial=done,
+            desc=entry["source"],
+            unit=unit,
+            smoothing=0.05,
+            mininterval=1 if sys.stderr.isatty() else 10,
         ) as bar:
             for index, report in _run(staging, entry, tasks, todo, min(processes, len(todo))):
                 reports[index] = report
@@ -52,9 +58,8 @@ def _run(staging, entry, tasks, todo, processes):
         for index in todo:
             yield index, stage(staging, index, entry, tasks[index])
         return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # forked workers inherit thread pools that do not survive a fork
+    # not fork: workers would inherit thread pools that do not survive one
+    context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
     try:
         waiting = {pool.submit(stage, staging, index, entry, tasks[index]): index for index in todo}
