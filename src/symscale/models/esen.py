@@ -9,19 +9,20 @@ from torch.nn import functional as F
 from symscale.cells import CellSpec
 from symscale.data.batch import Batch
 from symscale.models import so2, so2_fast, so3
+from symscale.models.blockwise import blockwise
 from symscale.models.common import GaussianRBF, edge_vectors, graph_sum, polynomial_envelope, scatter_sum
 
 
 class RadialStack(nn.Module):
-    """The radial MLPs of all layers but for their last Linear: (E,) distances -> (stack, E, C).
+    """The radial MLPs of all layers but for their last Linear: (E, stack, C + 1), the last entry 1.
 
     They share their inputs [RBF(d), source embedding of z_u, target embedding of z_v], so the first Linears
     are one matrix product over edges (RBF) and two over elements (the embeddings).
     """
 
-    def __init__(self, stack: int, channels: int, num_radial: int, elements: int):
+    def __init__(self, stack: int, channels: int, num_radial: int, cutoff: float, elements: int):
         super().__init__()
-        self.stack, self.num_radial = stack, num_radial
+        self.rbf = GaussianRBF(num_radial, cutoff, width=2.0)
         self.source = nn.Embedding(elements, channels)
         self.target = nn.Embedding(elements, channels)
         self.first = nn.Linear(num_radial + 2 * channels, stack * channels)
@@ -33,19 +34,24 @@ class RadialStack(nn.Module):
         nn.init.uniform_(self.second_weight, -bound, bound)
         nn.init.uniform_(self.second_bias, -bound, bound)
 
-    def forward(self, rbf: Tensor, z: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+    def forward(self, d: Tensor, z: Tensor, src: Tensor, dst: Tensor, plain: bool) -> Tensor:
         channels = self.source.embedding_dim
-        w_rbf, w_source, w_target = self.first.weight.split([self.num_radial, channels, channels], 1)
+        w_rbf, w_source, w_target = self.first.weight.split([len(self.rbf.centres), channels, channels], 1)
         source = F.embedding(z, self.source.weight @ w_source.t())  # (N, stack * C)
         target = F.embedding(z, torch.addmm(self.first.bias, self.target.weight, w_target.t()))
-        x = rbf @ w_rbf.t() + source.index_select(0, src) + target.index_select(0, dst)  # (E, stack * C)
-        x = self._norm_act(x.view(-1, self.stack, channels), 0)
-        x = torch.baddbmm(self.second_bias[:, None], x.transpose(0, 1), self.second_weight.transpose(1, 2))
-        return self._norm_act(x.transpose(0, 1), 1).transpose(0, 1)  # (stack, E, C)
+        ends = source.index_select(0, src) + target.index_select(0, dst)  # (E, stack * C)
+        shared = [w_rbf, self.norm_weight, self.norm_bias, self.second_weight, self.second_bias]
+        if plain:
+            return self._edgewise(d, ends, *shared)
+        return blockwise(self._edgewise, 512, [d, ends], shared)
 
-    def _norm_act(self, x: Tensor, which: int) -> Tensor:
-        x = F.layer_norm(x, x.shape[-1:])
-        return F.silu(torch.addcmul(self.norm_bias[which], x, self.norm_weight[which]))
+    def _edgewise(self, d, ends, w_rbf, norm_weight, norm_bias, weight, bias) -> Tensor:
+        stack, channels = bias.shape
+        x = torch.addmm(ends, self.rbf(d), w_rbf.t()).view(-1, stack, channels)
+        x = F.silu(torch.addcmul(norm_bias[0], F.layer_norm(x, (channels,)), norm_weight[0]))
+        x = torch.baddbmm(bias[:, None], x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
+        x = F.silu(torch.addcmul(norm_bias[1], F.layer_norm(x, (channels,)), norm_weight[1]))
+        return F.pad(x, (0, 1), value=1.0)  # (E, stack, C + 1): a 1 for the bias of the last Linear
 
 
 class EquivariantRMSNorm(nn.Module):
@@ -62,11 +68,14 @@ class EquivariantRMSNorm(nn.Module):
         self.register_buffer("share", torch.tensor(share, dtype=torch.float64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.normalise(x, self.weight, self.bias)
+
+    def normalise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         scalars = x[:, :1]
         x = torch.cat([scalars - scalars.mean(-1, keepdim=True), x[:, 1:]], 1)  # (N, K, C)
         square = (x.square().sum(-1) @ self.share.to(x.dtype))[:, None, None]  # (N, 1, 1)
-        x = x * (square + self.eps).rsqrt() * self.weight.index_select(0, self.degree)
-        return torch.cat([x[:, :1] + self.bias, x[:, 1:]], 1)
+        x = x * (square + self.eps).rsqrt() * weight.index_select(0, self.degree)
+        return torch.cat([x[:, :1] + bias, x[:, 1:]], 1)
 
 
 class SO2Convolution(nn.Module):
@@ -100,25 +109,28 @@ class Layer(nn.Module):
         self.grid2 = nn.Linear(grid_hidden, grid_hidden, bias=False)
         self.grid3 = nn.Linear(grid_hidden, channels, bias=False)
 
-    def forward(self, h: Tensor, hidden: Tensor, edges: so2.Edges, grid: so3.SphereGrid) -> Tensor:
-        radial = [so2.both_signs(self.layout, p) for p in (self.radial.weight, self.radial.bias)]
-        weights = [*radial, self.conv1.m0.bias, self.conv2.m0.bias]
+    def forward(
+        self, h: Tensor, hidden: Tensor, edges: so2.Edges, grid: so3.SphereGrid, plain: bool
+    ) -> Tensor:
+        radial = torch.cat([self.radial.weight, self.radial.bias[:, None]], 1)  # hidden ends with a 1
+        weights = [radial, self.conv1.m0.bias, self.conv2.m0.bias]
         weights += [*self.conv1.matrices(), *self.conv2.matrices()]
-        # The fast kernel has no gradient for frames, and neither autocast nor torch.compile see through it.
-        plain = edges.wigner.requires_grad or torch.is_autocast_enabled(h.device.type)
-        message = so2.message if plain or torch.compiler.is_compiling() else so2_fast.message
+        message = so2.message if plain else so2_fast.message
         h = h + message(self.layout, edges, self.norm_edge(h), hidden, weights)
-        return h + self.on_grid(self.norm_node(h), grid)
+        shared = [
+            grid.to_grid.to(h.dtype),
+            grid.from_grid.to(h.dtype),
+            self.norm_node.weight,
+            self.norm_node.bias,
+        ]
+        shared += [self.grid1.weight, self.grid2.weight, self.grid3.weight]
+        return self._on_grid(h, *shared) if plain else blockwise(self._on_grid, 32, [h], shared)
 
-    def on_grid(self, h: Tensor, grid: so3.SphereGrid) -> Tensor:
-        """Coefficients (N, K, C) -> values at the grid's points -> MLP -> coefficients."""
-        atoms, coefficients, channels = h.shape
-        to_grid, from_grid = grid.to_grid.to(h.dtype), grid.from_grid.to(h.dtype)
-        x = to_grid @ h.transpose(0, 1).reshape(coefficients, -1)  # (P, N * C)
-        x = F.silu(self.grid1(x.view(-1, channels)))  # (P * N, hidden)
-        x = self.grid3(F.silu(self.grid2(x)))
-        x = from_grid @ x.view(-1, atoms * channels)  # (K, N * C)
-        return x.view(coefficients, atoms, channels).transpose(0, 1)
+    def _on_grid(self, h, to_grid, from_grid, norm_weight, norm_bias, w1, w2, w3) -> Tensor:
+        """Coefficients (N, K, C) -> values at the grid's points -> MLP -> coefficients; residual."""
+        x = to_grid @ self.norm_node.normalise(h, norm_weight, norm_bias)  # (N, P, C)
+        x = F.linear(F.silu(F.linear(F.silu(F.linear(x, w1)), w2)), w3)
+        return h + from_grid @ x
 
 
 class ESEN(nn.Module):
@@ -148,11 +160,10 @@ class ESEN(nn.Module):
         mmax = min(mmax, lmax)
         self.lmax, self.cutoff = lmax, cutoff
         layout = so2.Layout(lmax, mmax, hidden_channels)
-        self.rbf = GaussianRBF(num_radial, cutoff, width=2.0)
         self.rotations = so3.Wigner(lmax, mmax)
         self.grid = so3.SphereGrid(lmax, grid_rings or lmax + 2)
         self.embedding = nn.Embedding(elements, width)
-        self.radial = RadialStack(depth + 1, width, num_radial, elements)
+        self.radial = RadialStack(depth + 1, width, num_radial, cutoff, elements)
         self.edge_degree = nn.Linear(width, (lmax + 1) * width)
         self.layers = nn.ModuleList(Layer(layout, width, hidden_channels) for _ in range(depth))
         self.norm = EquivariantRMSNorm(lmax, width)
@@ -179,19 +190,21 @@ class ESEN(nn.Module):
         r_uv, d = edge_vectors(data)
         wigner = self.rotations(so3.edge_frames(r_uv, d))  # (E, R, K)
         edges = so2.make_edges(src, dst, wigner, polynomial_envelope(d, self.cutoff))
-        hidden = self.radial(self.rbf(d), data.z, src, dst)  # (depth + 1, E, C)
+        # The fast kernels give no gradients of positions, and neither autocast nor torch.compile see through them.
+        autocast = torch.is_autocast_enabled(data.pos.device.type)
+        plain = data.pos.requires_grad or autocast or torch.compiler.is_compiling()
+        hidden = self.radial(d, data.z, src, dst, plain).unbind(1)  # each (E, C + 1)
 
         h = self.embed_edges(hidden[0], edges, data.pos.shape[0])
         h = torch.cat([h[:, :1] + self.embedding(data.z)[:, None], h[:, 1:]], 1)  # (N, K, C)
         for layer, radial in zip(self.layers, hidden[1:], strict=True):
-            h = layer(h, radial, edges, self.grid)
+            h = layer(h, radial, edges, self.grid, plain)
         h = self.norm(h)
         energy = graph_sum(self.energy(h[:, 0]), data)[:, 0]
         return energy, h[:, 1:4] @ self.force_weight[1]
 
     def embed_edges(self, hidden: Tensor, edges: so2.Edges, atoms: int) -> Tensor:
         """Neighbourhood of every atom as coefficients (N, K, C): radial functions times harmonics."""
-        scale = edges.envelope[:, None] / 5.0
-        rad = (self.edge_degree(hidden) * scale).view(len(hidden), self.lmax + 1, -1)  # (E, lmax + 1, C)
-        harmonics = edges.wigner[:, : self.lmax + 1].transpose(1, 2)  # the rows of m = 0
+        rad = self.edge_degree(hidden[:, :-1]).unflatten(1, (self.lmax + 1, -1)) / 5.0  # (E, lmax + 1, C)
+        harmonics = edges.back[:, : self.lmax + 1].transpose(1, 2)  # the rows of m = 0
         return scatter_sum(torch.bmm(harmonics, rad), edges.dst, atoms)

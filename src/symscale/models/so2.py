@@ -40,37 +40,26 @@ class Layout:
     def gates(self) -> int:
         return self.lmax * self.hidden
 
-    def columns(self, x: Tensor, extra: int = 0) -> list[Tensor]:
-        """Views of x (n, R * width + extra), one for every |m|; m = 0 has the ``extra`` columns."""
-        width = (x.shape[1] - extra) // self.rows
-        first, *others = [k * width for k in self.degrees]
-        return list(x.split([first + extra, *(2 * size for size in others)], 1))
-
-    def gated(self, x: Tensor, start: int) -> list[Tensor]:
-        """Views of x from column ``start``, (n, copies, columns): what shares gates 0: (l > 0 of m = 0 and
-        +-1), then H: (m = +-2), 2H: (m = +-3) and so on.
-        """
-        copies = [3 if self.mmax else 1] + [2] * (self.mmax - 1)
-        sizes = [n * (self.lmax - i) * self.hidden for i, n in enumerate(copies)]
-        parts = x[:, start:].split(sizes, 1)
-        return [part.unflatten(1, (n, -1)) for part, n in zip(parts, copies, strict=True)]
+    def columns(self, width: int) -> list[int]:
+        """Number of columns of every |m| in (n, R * width); those of +m come before those of -m."""
+        return [k * width * (2 if m else 1) for m, k in enumerate(self.degrees)]
 
 
 @dataclass(frozen=True)
 class Edges:
-    """What all layers share. ``wigner`` and ``envelope`` may carry gradients with respect to positions."""
+    """What all layers share. The matrices may carry gradients with respect to positions."""
 
     src: Tensor  # (E,)
     dst: Tensor  # (E,)
-    wigner: Tensor  # (E, R, K)
-    envelope: Tensor  # (E,)
+    wigner: Tensor  # (E, R, K), into the edge's frame
+    back: Tensor  # (E, R, K), its transpose leads back; includes the envelope
     ends: Tensor  # (E, K * 2), where coefficient k of u and of v is in h.view(N * K, C)
 
 
 def make_edges(src: Tensor, dst: Tensor, wigner: Tensor, envelope: Tensor) -> Edges:
     size = wigner.shape[2]
     ends = torch.stack([src, dst], 1)[:, None] * size + torch.arange(size, device=src.device)[:, None]
-    return Edges(src, dst, wigner, envelope, ends.flatten(1))
+    return Edges(src, dst, wigner, wigner * envelope[:, None, None], ends.flatten(1))
 
 
 def complex_matrix(weight: Tensor) -> Tensor:
@@ -79,36 +68,30 @@ def complex_matrix(weight: Tensor) -> Tensor:
     return torch.cat([torch.cat([real, -imag], 1), torch.cat([imag, real], 1)])
 
 
-def both_signs(layout: Layout, x: Tensor) -> Tensor:
-    """Radial weights or biases, (sum(degrees) * width, ...), repeated for -m: (R * width, ...)."""
-    width = len(x) // sum(layout.degrees)
-    first, *others = x.split([k * width for k in layout.degrees])
-    return torch.cat([first, *(part for part in others for _ in range(2))])
-
-
 def message(layout: Layout, edges: Edges, h: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
     """Sum of the messages at every node, (N, K, C), from node features h (N, K, C).
 
-    hidden (E, c) is the input of the radial Linear. ``weights``: the radial Linear's weight and bias, the biases
-    of m = 0 of both convolutions, then for each convolution one matrix for every |m|. The first convolution
-    yields, for m = 0, H scalars, lmax * H gates and the degrees l > 0.
+    hidden (E, c) is the input of the radial Linear. ``weights``: the radial Linear's (sum(degrees) * 2C, c), the
+    biases of m = 0 of both convolutions, then for each convolution one matrix for every |m|. For m = 0 the first
+    convolution yields H scalars, lmax * H gates and the degrees l > 0.
     """
-    w_radial, b_radial, bias1, bias2, *matrices = weights
-    orders, size, gates = len(matrices) // 2, layout.hidden, layout.gates
-    coefficients, channels = h.shape[1:]
+    w_radial, bias1, bias2, *matrices = weights
+    orders, (coefficients, channels), size = layout.mmax + 1, h.shape[1:], layout.hidden
     x = h.flatten(0, 1).index_select(0, edges.ends.flatten()).view(-1, coefficients, 2 * channels)
-    x = torch.bmm(edges.wigner, x).flatten(1) * F.linear(hidden, w_radial, b_radial)  # (E, R * 2C)
-    biases = [bias1, *[None] * layout.mmax]
-    u = [F.linear(*args) for args in zip(layout.columns(x), matrices[:orders], biases, strict=True)]
-    u = torch.cat(u, 1)  # (E, R * H + gates)
-    gate = u[:, size : size + gates].sigmoid()
-    parts = [F.silu(u[:, :size])]
-    for i, part in enumerate(layout.gated(u, size + gates)):
-        parts.append((part * gate[:, None, i * size :]).flatten(1))
-    v = layout.columns(torch.cat(parts, 1))
-    biases[0] = bias2
-    v = torch.cat(
-        [F.linear(*args) for args in zip(v, matrices[orders:], biases, strict=True)], 1
-    )  # (E, R * C)
-    v = (v * edges.envelope[:, None]).unflatten(1, (layout.rows, -1))
-    return scatter_sum(torch.bmm(edges.wigner.transpose(1, 2), v), edges.dst, h.shape[0])
+    x = torch.bmm(edges.wigner, x).flatten(1)  # (E, R * 2C)
+    x = x.split(layout.columns(2 * channels), 1)
+    radial = (hidden @ w_radial.t()).split([k * 2 * channels for k in layout.degrees], 1)
+    v = []
+    for m in range(orders):
+        signs = 2 if m else 1  # +m and -m share radial weights and gates
+        u = (x[m].unflatten(1, (signs, -1)) * radial[m][:, None]).flatten(1)
+        u = F.linear(u, matrices[m], None if m else bias1)
+        if m == 0:
+            scalars, gates, u = u.split([size, layout.gates, layout.gates], 1)
+            gates = gates.sigmoid()
+            u = torch.cat([F.silu(scalars), u * gates], 1)
+        else:
+            u = (u.unflatten(1, (2, -1)) * gates[:, None, (m - 1) * size :]).flatten(1)
+        v.append(F.linear(u, matrices[orders + m], None if m else bias2))
+    v = torch.cat(v, 1).unflatten(1, (layout.rows, -1))  # (E, R, C)
+    return scatter_sum(torch.bmm(edges.back.transpose(1, 2), v), edges.dst, h.shape[0])
