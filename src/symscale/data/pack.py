@@ -37,7 +37,7 @@ ARRAYS = {  # name: dtype, trailing shape
     "molecule": ("<i8", ()),
 }
 # Pages of a mapping count as this process's memory until given back, although the kernel could reclaim them: a
-# SLURM that polls resident memory would kill the job. Splits larger than this give them back when as much was read.
+# SLURM that polls resident memory would kill the job. Splits above LARGE_BYTES give them back after reading this much.
 RELEASE_BYTES = 64 * 2**20
 # For each page of a scattered read the kernel reads 128 KB, unless told not to; of smaller arrays that is welcome
 LARGE_BYTES = 256 * 2**20
@@ -158,7 +158,7 @@ class Split:
         self.touched.bytes += touched
         if self.touched.bytes > RELEASE_BYTES:
             self.touched.bytes = 0
-            if sum(mapped.array.nbytes for mapped in self.maps.values()) > RELEASE_BYTES:
+            if sum(mapped.array.nbytes for mapped in self.maps.values()) > LARGE_BYTES:
                 for mapped in self.maps.values():
                     mapped.release()
 

@@ -90,26 +90,28 @@ def dynamics(smiles: str, frames: int, rng: np.random.Generator) -> tuple[np.nda
         return None
     AllChem.MMFFOptimizeMolecule(mol, maxIters=500)
     field = AllChem.MMFFGetMoleculeForceField(mol, AllChem.MMFFGetMoleculeProperties(mol))
+    conformer = mol.GetConformer()
 
     def acceleration(x):
-        flat = x.ravel().tolist()
-        field.CalcEnergy(flat)  # CalcGrad reuses the distances of the last energy, whatever it is given
-        return -np.array(field.CalcGrad(flat)).reshape(-1, 3) * _ACCELERATION / mass
+        conformer.SetPositions(x)
+        field.Initialize()  # forget the distances of the last call
+        return np.array(field.CalcGrad()).reshape(-1, 3) * (-_ACCELERATION) / mass
 
     numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
     mass = np.array([atom.GetMass() for atom in mol.GetAtoms()])[:, None]  # u
     temperature = rng.uniform(*_TEMPERATURES)
     thermal = np.sqrt(_KB * temperature * _ACCELERATION / mass)  # Angstrom/fs
     keep = np.exp(-_FRICTION * _STEP)
-    x = mol.GetConformer().GetPositions()
+    x = conformer.GetPositions()
     v = thermal * rng.normal(size=x.shape)
     a = acceleration(x)
     positions = np.empty((frames, *x.shape))
     for frame in range(frames):
-        for _ in range(_FRAME_STEPS):  # BAOAB (Leimkuhler and Matthews 2013, doi:10.1093/amrx/abs010)
+        kicks = np.sqrt(1 - keep**2) * thermal * rng.normal(size=(_FRAME_STEPS, *x.shape))
+        for kick in kicks:  # BAOAB (Leimkuhler and Matthews 2013, doi:10.1093/amrx/abs010)
             v = v + 0.5 * _STEP * a
             x = x + 0.5 * _STEP * v
-            v = keep * v + np.sqrt(1 - keep**2) * thermal * rng.normal(size=x.shape)
+            v = keep * v + kick
             x = x + 0.5 * _STEP * v
             a = acceleration(x)
             v = v + 0.5 * _STEP * a
