@@ -23,14 +23,19 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 
 
-def build_model(spec: CellSpec) -> nn.Module:
-    """The model of a cell, its weights drawn from ``spec.seed`` alone. Raises UserError for an unknown arch."""
+def model_class(spec: CellSpec) -> type[nn.Module]:
+    """The class behind ``spec.arch``. Raises UserError for one that is not in MODELS."""
     if spec.arch not in MODELS:
         raise UserError(
             f"no model for architecture '{spec.arch}'; symscale.models.MODELS has {', '.join(MODELS)}"
         )
+    return MODELS[spec.arch]
+
+
+def build_model(spec: CellSpec) -> nn.Module:
+    """The model of a cell, its weights drawn from ``spec.seed`` alone. Raises UserError for an unknown arch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = MODELS[spec.arch].from_spec(spec)
+        model = model_class(spec).from_spec(spec)
     initialise(model, spec)
     return model
