@@ -37,7 +37,7 @@ ARRAYS = {  # name: dtype, trailing shape
     "molecule": ("<i8", ()),
 }
 # Pages of a mapping count as this process's memory until given back, although the kernel could reclaim them: a
-# SLURM that polls resident memory would kill the job. Splits above LARGE_BYTES give them back after reading this much.
+# SLURM that polls resident memory would kill the job. Splits above LARGE_BYTES give them back after this much.
 RELEASE_BYTES = 64 * 2**20
 # For each page of a scattered read the kernel reads 128 KB, unless told not to; of smaller arrays that is welcome
 LARGE_BYTES = 256 * 2**20
