@@ -288,3 +288,13 @@ def test_order_of_epochs_differs_and_stays_inside_the_fraction(pack):
     assert all(sorted(epoch) == list(range(len(plan.split))) for epoch in epochs)
     first = next(islice(setup.train_batches(0), 1))
     assert first.num_graphs == 8
+
+
+def test_an_atom_budget_bounds_every_step(pack):
+    """Molecules much larger than the mean must not blow memory; every molecule is still seen once."""
+    setup = training.set_up(dataclasses.replace(MPNN, batch_size=16, max_atoms=80), pack, CPU)
+    sizes = [(data.z.shape[0], data.num_graphs) for data in setup.train_batches(0)]
+    assert all(atoms <= 80 or graphs == 1 for atoms, graphs in sizes)
+    assert sum(graphs for _, graphs in sizes) == len(pack.train)
+    unbounded = training.set_up(dataclasses.replace(MPNN, batch_size=16), pack, CPU)
+    assert max(data.z.shape[0] for data in unbounded.train_batches(0)) > 80

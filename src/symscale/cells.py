@@ -49,6 +49,8 @@ class CellSpec:
     data_fraction: float = 1.0
     epochs: int = 1
     batch_size: int = 64
+    max_atoms: int = 0  # a step ends before this many atoms (or edges) too; 0: a fixed number of molecules
+    max_edges: int = 0
     validation_molecules: int = 0  # 0 is all of them
     # optimisation (section 3.2)
     lr: float = 1e-3

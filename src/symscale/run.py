@@ -105,7 +105,15 @@ def set_up(spec: CellSpec, pack: Pack, device: torch.device) -> Setup:
         weight_decay=spec.weight_decay,
         warmup_steps=spec.warmup_steps,
     )
-    plan = loader.Plan(train, spec.batch_size, epochs=spec.epochs, seed=spec.seed)
+    plan = loader.Plan(
+        train,
+        spec.batch_size,
+        epochs=spec.epochs,
+        seed=spec.seed,
+        max_atoms=spec.max_atoms or None,
+        max_edges=spec.max_edges or None,
+        max_neighbors=spec.max_neighbors,
+    )
     forward = torch.compile(model, dynamic=True) if spec.compile else model
     steps = frozenset(validation_steps(len(plan), spec))
     return Setup(spec, pack, model, forward, optimizer, plan, device, steps)
