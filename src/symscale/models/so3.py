@@ -116,7 +116,8 @@ class Wigner(nn.Module):
             if l > 1:
                 kron = block[:, :, None, :, None] * frames[:, None, :, None, :]  # (E, 2l-1, 3, 2l-1, 3)
                 product = getattr(self, f"product_{l}").to(frames.dtype)
-                block = (kron.flatten(1) @ product).view(edges, -1, 2 * l + 1)
+                rows = product.shape[1] // (2 * l + 1)  # -1 would be ambiguous without edges
+                block = (kron.flatten(1) @ product).view(edges, rows, 2 * l + 1)
             last = l == self.lmax and l > 1
             kept = block if last else block.index_select(1, getattr(self, f"kept_{l}"))
             out[:, getattr(self, f"at_{l}"), l * l : (l + 1) ** 2] = kept
