@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from symscale.cells import CellSpec
 from symscale.data.batch import Batch
 from symscale.models import so2, so2_fast, so3
-from symscale.models.blockwise import blockwise
 from symscale.models.common import GaussianRBF, edge_vectors, graph_sum, polynomial_envelope, scatter_sum
 
 
@@ -22,6 +21,7 @@ class RadialStack(nn.Module):
 
     def __init__(self, stack: int, channels: int, num_radial: int, cutoff: float, elements: int):
         super().__init__()
+        self.stack = stack
         self.rbf = GaussianRBF(num_radial, cutoff, width=2.0)
         self.source = nn.Embedding(elements, channels)
         self.target = nn.Embedding(elements, channels)
@@ -34,24 +34,20 @@ class RadialStack(nn.Module):
         nn.init.uniform_(self.second_weight, -bound, bound)
         nn.init.uniform_(self.second_bias, -bound, bound)
 
-    def forward(self, d: Tensor, z: Tensor, src: Tensor, dst: Tensor, plain: bool) -> Tensor:
+    def forward(self, d: Tensor, z: Tensor, src: Tensor, dst: Tensor) -> Tensor:
         channels = self.source.embedding_dim
         w_rbf, w_source, w_target = self.first.weight.split([len(self.rbf.centres), channels, channels], 1)
         source = F.embedding(z, self.source.weight @ w_source.t())  # (N, stack * C)
         target = F.embedding(z, torch.addmm(self.first.bias, self.target.weight, w_target.t()))
         ends = source.index_select(0, src) + target.index_select(0, dst)  # (E, stack * C)
-        shared = [w_rbf, self.norm_weight, self.norm_bias, self.second_weight, self.second_bias]
-        if plain:
-            return self._edgewise(d, ends, *shared)
-        return blockwise(self._edgewise, 512, [d, ends], shared)
+        x = torch.addmm(ends, self.rbf(d), w_rbf.t()).view(-1, self.stack, channels)
+        x = self._norm_act(x, 0).transpose(0, 1)  # (stack, E, C)
+        x = torch.baddbmm(self.second_bias[:, None], x, self.second_weight.transpose(1, 2))
+        return F.pad(self._norm_act(x.transpose(0, 1), 1), (0, 1), value=1.0)
 
-    def _edgewise(self, d, ends, w_rbf, norm_weight, norm_bias, weight, bias) -> Tensor:
-        stack, channels = bias.shape
-        x = torch.addmm(ends, self.rbf(d), w_rbf.t()).view(-1, stack, channels)
-        x = F.silu(torch.addcmul(norm_bias[0], F.layer_norm(x, (channels,)), norm_weight[0]))
-        x = torch.baddbmm(bias[:, None], x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
-        x = F.silu(torch.addcmul(norm_bias[1], F.layer_norm(x, (channels,)), norm_weight[1]))
-        return F.pad(x, (0, 1), value=1.0)  # (E, stack, C + 1): a 1 for the bias of the last Linear
+    def _norm_act(self, x: Tensor, which: int) -> Tensor:
+        x = F.layer_norm(x, x.shape[-1:])
+        return F.silu(torch.addcmul(self.norm_bias[which], x, self.norm_weight[which]))
 
 
 class EquivariantRMSNorm(nn.Module):
@@ -68,14 +64,11 @@ class EquivariantRMSNorm(nn.Module):
         self.register_buffer("share", torch.tensor(share, dtype=torch.float64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.normalise(x, self.weight, self.bias)
-
-    def normalise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         scalars = x[:, :1]
         x = torch.cat([scalars - scalars.mean(-1, keepdim=True), x[:, 1:]], 1)  # (N, K, C)
         square = (x.square().sum(-1) @ self.share.to(x.dtype))[:, None, None]  # (N, 1, 1)
-        x = x * (square + self.eps).rsqrt() * weight.index_select(0, self.degree)
-        return torch.cat([x[:, :1] + bias, x[:, 1:]], 1)
+        x = x * (square + self.eps).rsqrt() * self.weight.index_select(0, self.degree)
+        return torch.cat([x[:, :1] + self.bias, x[:, 1:]], 1)
 
 
 class SO2Convolution(nn.Module):
@@ -117,20 +110,13 @@ class Layer(nn.Module):
         weights += [*self.conv1.matrices(), *self.conv2.matrices()]
         message = so2.message if plain else so2_fast.message
         h = h + message(self.layout, edges, self.norm_edge(h), hidden, weights)
-        shared = [
-            grid.to_grid.to(h.dtype),
-            grid.from_grid.to(h.dtype),
-            self.norm_node.weight,
-            self.norm_node.bias,
-        ]
-        shared += [self.grid1.weight, self.grid2.weight, self.grid3.weight]
-        return self._on_grid(h, *shared) if plain else blockwise(self._on_grid, 32, [h], shared)
+        return h + self.on_grid(self.norm_node(h), grid)
 
-    def _on_grid(self, h, to_grid, from_grid, norm_weight, norm_bias, w1, w2, w3) -> Tensor:
-        """Coefficients (N, K, C) -> values at the grid's points -> MLP -> coefficients; residual."""
-        x = to_grid @ self.norm_node.normalise(h, norm_weight, norm_bias)  # (N, P, C)
-        x = F.linear(F.silu(F.linear(F.silu(F.linear(x, w1)), w2)), w3)
-        return h + from_grid @ x
+    def on_grid(self, h: Tensor, grid: so3.SphereGrid) -> Tensor:
+        """Coefficients (N, K, C) -> values at the grid's P points -> MLP -> coefficients."""
+        x = grid.to_grid.to(h.dtype) @ h  # (N, P, C)
+        x = self.grid3(F.silu(self.grid2(F.silu(self.grid1(x)))))
+        return grid.from_grid.to(h.dtype) @ x
 
 
 class ESEN(nn.Module):
@@ -193,7 +179,7 @@ class ESEN(nn.Module):
         # The fast kernels give no gradients of positions, and neither autocast nor torch.compile see through them.
         autocast = torch.is_autocast_enabled(data.pos.device.type)
         plain = data.pos.requires_grad or autocast or torch.compiler.is_compiling()
-        hidden = self.radial(d, data.z, src, dst, plain).unbind(1)  # each (E, C + 1)
+        hidden = self.radial(d, data.z, src, dst).unbind(1)  # each (E, C + 1)
 
         h = self.embed_edges(hidden[0], edges, data.pos.shape[0])
         h = torch.cat([h[:, :1] + self.embedding(data.z)[:, None], h[:, 1:]], 1)  # (N, K, C)
