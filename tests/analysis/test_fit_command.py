@@ -150,3 +150,22 @@ def test_unreadable_tables_are_refused(tmp_path, capsys):
     for name in ("missing.csv", "x.xlsx", "x.parquet"):
         assert main(["fit", str(tmp_path / name)]) == 1
         assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--column", "run=who"], "column who: 1 rows have no run (first: data row 3)"),
+        (["--group", "who"], "column 'who': 1 rows have no group (first: data row 3)"),
+        (["--law", "power", "--x", "who"], "column who"),
+    ],
+)
+def test_a_hole_in_a_name_column_is_refused_by_row(chinchilla, tmp_path, capsys, arguments, says):
+    """Empty cells must neither merge runs nor drop rows in silence, nor text pass for numbers."""
+    table = pd.read_csv(chinchilla)
+    table["who"] = [f"run{i // 20}" for i in range(len(table))]
+    table.loc[2, "who"] = None
+    table.to_csv(tmp_path / "holes.csv", index=False)
+    assert main(["fit", str(tmp_path / "holes.csv"), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1

@@ -121,3 +121,23 @@ def test_impossible_simulations_are_refused(arguments, message, tmp_path, capsys
     assert main(["simulate", "--out", str(tmp_path / "x"), *arguments]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_trained_curve_is_never_simulated_over(tmp_path, capsys):
+    """Only curves that were simulated before are replaced."""
+    import json
+
+    import pyarrow.parquet as pq
+
+    from symscale.__main__ import main
+    from symscale.curves import META_KEY
+
+    arguments = ["simulate", "--arch", "esen", "--out", str(tmp_path)]
+    assert main(arguments) == 0 and main(arguments) == 0
+    curve = tmp_path / "esen_c32/curve.parquet"
+    table = pq.read_table(curve)
+    meta = json.loads(table.schema.metadata[META_KEY]) | {"device": "NVIDIA A100"}
+    pq.write_table(table.replace_schema_metadata({META_KEY: json.dumps(meta).encode()}), curve)
+    before = curve.read_bytes()
+    assert main(arguments) == 1 and "a trained curve" in capsys.readouterr().err
+    assert curve.read_bytes() == before

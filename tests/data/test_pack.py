@@ -149,6 +149,17 @@ def test_a_folder_that_is_no_pack_is_never_replaced(toy_entry, tmp_path):
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("manifest", ['{"name": "a web app"}', '{"content_hash": "x", "format": 0}'])
+def test_a_folder_with_a_manifest_of_its_own_is_never_replaced(manifest, toy_entry, tmp_path):
+    """Many tools write a manifest.json; one beside files of no pack does not make them ours."""
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text(manifest)
+    (tmp_path / "web" / "index.html").write_text("x")
+    with pytest.raises(UserError, match="exists and is not a pack"):
+        build_pack(toy_entry, str(tmp_path / "web"), 1)
+    assert (tmp_path / "web" / "index.html").exists()
+
+
 def test_killed_while_packing_resumes_to_the_same_pack(tmp_path):
     """SIGKILL after the first finished piece: no pack, no orphans; the next run keeps that piece and the pack's
     bytes are those of an uninterrupted run."""

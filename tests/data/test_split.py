@@ -63,8 +63,14 @@ def test_split_depends_on_seed_not_on_order_of_files(stems):
 
 def test_given_validation_files_are_kept_as_given(stems):
     """A source that says what is for validation is not split again."""
-    parts = assign(stems, ["", "val"], {"source": "files", "validation": 0.5})
+    parts = assign(stems, ["", "val"], {"source": "files", "validation": 0.5, "val": "held_out.xyz"})
     assert (parts[0] == TRAIN).all() and (parts[1] == VAL).all()
+
+
+def test_a_validation_file_of_which_nothing_is_left_is_an_error(stems):
+    """Held-out training samples must not silently take its place."""
+    with pytest.raises(UserError, match="held_out.xyz: none of its samples is usable"):
+        assign(stems, ["", ""], {"source": "files", "val": "held_out.xyz"})
 
 
 def test_one_molecule_cannot_be_split_by_molecule(tmp_path):

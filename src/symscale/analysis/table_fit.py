@@ -38,7 +38,7 @@ def fit_table(
     x = x or ("C" if "C" in points or law == "frontier" else "N")
     needed = ["N", "D"] if law == "sum" else [x]
     if x not in points and x in table and law != "sum":
-        points[x] = table.loc[points.index, x]
+        points[x] = pd.to_numeric(table.loc[points.index, x], errors="coerce").astype(float)
     for name in needed:
         if name not in points:
             known = ", ".join(map(str, table.columns))
@@ -106,6 +106,11 @@ def _points(table: pd.DataFrame, columns: dict[str, str]) -> tuple[pd.DataFrame,
     if run is not None:
         if run not in table:
             raise UserError(f"no column '{run}'; the table has {', '.join(map(str, table.columns))}")
+        if table[run].isna().any():
+            row = int(table[run].isna().to_numpy().argmax()) + 1
+            raise UserError(
+                f"column {run}: {int(table[run].isna().sum())} rows have no run (first: data row {row})"
+            )
         points["run"] = table[run].astype(str)
         points["given_run"] = True
     else:

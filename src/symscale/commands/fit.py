@@ -44,6 +44,12 @@ def run(args) -> None:
             raise UserError(
                 f"{args.points}: no column '{args.group}'; it has {', '.join(map(str, table.columns))}"
             )
+        empty = table[args.group].isna()
+        if empty.any():
+            row = int(empty.to_numpy().argmax()) + 1
+            raise UserError(
+                f"{args.points}: column '{args.group}': {int(empty.sum())} rows have no group (first: data row {row})"
+            )
         groups = {str(g): rows for g, rows in table.groupby(args.group, sort=True)}
     results = {}
     for group, rows in groups.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from symscale.curves import read_curve
 from symscale.errors import UserError
 
 
@@ -70,6 +71,8 @@ def run(args) -> None:
     else:
         specs = sim.paper_cells(args.arch or list(paper.LADDERS), args.seeds)
         work = [(spec, Path(args.out) / spec.name / "curve.parquet", "simulated") for spec in specs]
+    for _, curve, _ in work:
+        _refuse_trained(curve)
     noise = Noise(*args.noise)
     for spec, curve, data in tqdm(work, desc="simulate", unit="cell", disable=None):
         points = sim.simulate_cell(spec, seed=args.seed, noise=noise, laws=laws, d_max=args.atoms)
@@ -77,3 +80,9 @@ def run(args) -> None:
             sim.write_document(curve.with_name("cell.json"), spec, data)
         sim.write_cell(spec, points, curve)
     print(f"{len(work)} cells simulated")
+
+
+def _refuse_trained(curve: Path) -> None:
+    """UserError where a curve that was trained, or that is not ours, would be overwritten."""
+    if curve.exists() and read_curve(curve)[1].get("device") != "simulated":
+        raise UserError(f"{curve}: a trained curve; simulate into another folder, or remove it first")

@@ -39,14 +39,13 @@ def build_pack(entry: dict, out: str, processes: int | None = None) -> tuple[dic
         raise UserError("; ".join(missing))
     source = fingerprint(entry)
     out = os.path.abspath(out)
+    _refuse_foreign(out)
     if os.path.exists(os.path.join(out, "manifest.json")):
         with suppress(UserError):  # of an older format, or damaged: make it anew
             manifest = pack.read_manifest(out)
             if manifest["entry"] == entry and manifest["fingerprint"] == source:
                 return manifest, False
         tqdm.write(f"{out}: its source or format has changed since it was packed; packing again")
-    elif os.path.isdir(out) and set(os.listdir(out)) - set(pack.SPLITS):
-        raise UserError(f"{out}: exists and is not a pack; give another folder or remove it")
     started = time.time()
     work = f"{out}.partial"
     with chunks.disk_errors(work):
@@ -222,6 +221,23 @@ def _moments(
         mean += delta * len(x) / (count + len(x))
         count += len(x)
     return float(mean), float(np.sqrt(squares / max(count, 1))), outliers
+
+
+def _refuse_foreign(out: str) -> None:
+    """UserError for a folder that holds anything a pack does not: it will be replaced as a whole."""
+    if not os.path.isdir(out):
+        return
+    foreign = sorted(set(os.listdir(out)) - {"manifest.json", *pack.SPLITS})
+    path = os.path.join(out, "manifest.json")
+    if not foreign and os.path.exists(path):
+        with suppress(ValueError), open(path) as f:  # a damaged manifest of ours may be replaced
+            manifest = json.load(f)
+            if not isinstance(manifest, dict) or "content_hash" not in manifest:
+                foreign = ["manifest.json"]
+    if foreign:
+        raise UserError(
+            f"{out}: exists and is not a pack (it holds {foreign[0]}); give another folder or remove it"
+        )
 
 
 def _install(folder: str, out: str) -> None:

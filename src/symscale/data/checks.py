@@ -140,7 +140,7 @@ def _compare(stems: list[str], names: list[str]) -> tuple[dict, list[str]]:
     if len(files) >= 8 + (table.sum(0) > 0).sum() and np.std(left[0]) > 1e-3:
         slope, correlation = _slope(*left)
         found |= {"energy_correlation": correlation, "energy_slope": slope}
-        if correlation > CLEAR and not SLOPES[0] < slope < SLOPES[1]:
+        if abs(correlation) > CLEAR and not SLOPES[0] < slope < SLOPES[1]:
             problems.append(
                 f"energies vary {slope:.3g} times as much as GFN2-xTB's: the unit of energy is wrong"
             )
