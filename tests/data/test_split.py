@@ -69,7 +69,7 @@ def test_given_validation_files_are_kept_as_given(stems):
 
 def test_a_validation_file_of_which_nothing_is_left_is_an_error(stems):
     """Held-out training samples must not silently take its place."""
-    with pytest.raises(UserError, match="held_out.xyz: none of its samples is usable"):
+    with pytest.raises(UserError, match=r"held_out\.xyz: none of its samples is usable"):
         assign(stems, ["", ""], {"source": "files", "val": "held_out.xyz"})
 
 
