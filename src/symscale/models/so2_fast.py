@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from symscale.models.so2 import Edges, Layout
 
-CPU_BLOCK = 384  # edges
+CPU_BLOCK = 10_000_000  # bytes that a block of edges takes in all
 
 
 def message(layout: Layout, edges: Edges, h: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
@@ -165,7 +165,10 @@ class _Block:
 def _blocks(layout: Layout, edges: Edges, h: Tensor, *per_edge: Tensor):
     """Pairs of a block, all alike but for the last, and its buffers."""
     count, buffers = len(edges.src), {}
-    size = -(-count // -(-count // CPU_BLOCK)) if count and h.device.type == "cpu" else max(count, 1)
+    size = max(count, 1)
+    if h.device.type == "cpu":
+        room = layout.rows * (2 * h.shape[1] + 6 * h.shape[2] + 3 * layout.hidden) * h.element_size()
+        size = -(-size // -(-size * room // CPU_BLOCK))
     tensors = (edges.src, edges.dst, edges.wigner, edges.back, edges.ends, *per_edge)
     for parts in zip(*(t.split(size) for t in tensors), strict=True) if count else ():
         block = _Block(*parts)
