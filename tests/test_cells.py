@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from symscale import cells
 from symscale import config as configs
+from symscale.cells import CellSpec
 from symscale.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,9 @@ def test_names_mean_what_the_grammar_says(name, field, value):
         ("mpnn_w64_d0", "data_fraction"),
         ("mpnn_w64_d101", "data_fraction"),
         ("esen_c4_l1", "mmax"),
+        ("esen_c16_l7", "lmax"),
+        ("mpnn_w64_lr0", "lr"),
+        ("mpnn_w64_lr1e999", "lr"),
         ("mpnn_w64_on-nowhere", "omol25"),
         ("../etc", "not a cell name"),
     ],
@@ -145,3 +149,32 @@ def test_read_cell_names_the_file_and_the_fix(tmp_path):
     (tmp_path / "cell.json").write_text('{"spec": {')
     with pytest.raises(UserError, match=r"cell\.json: not a cell description"):
         cells.read_cell(tmp_path / "cell.json")
+
+
+def test_a_field_at_its_default_changes_no_hash():
+    """Cells trained before a field existed keep their hash: this one is pinned, whatever is added."""
+    spec = CellSpec("mpnn_w8", "mpnn", 8, 2, 8, "xtb", lr=2e-3)
+    assert set(cells.spec_essence(spec)) == {"name", "arch", "width", "depth", "base_width", "dataset", "lr"}
+    assert cells.spec_hash(spec) == "83dfa05c41e8654c"
+    assert cells.spec_from_dict(cells.spec_essence(spec)) == spec
+
+
+def test_whole_numbers_written_as_floats_are_one_cell():
+    """YAML's 32.0 is 32, in the name and in the hash."""
+    config = DEFAULT | {"studies": {"x": {"arch": ["mpnn"], "widths": [32.0]}, "y": {"cells": ["mpnn_w32"]}}}
+    assert list(cells.expand(config)) == ["mpnn_w32"]
+
+
+@pytest.mark.parametrize(
+    ("results", "folder"),
+    [
+        ("results", "checkpoints/x"),
+        ("results/paper", "checkpoints/paper/x"),
+        ("other", "other/checkpoints/x"),
+        ("/scratch/me/results", "/scratch/me/results/checkpoints/x"),
+        ("../o", "../o/checkpoints/x"),
+    ],
+)
+def test_checkpoints_of_a_sweep_meet_no_other(results, folder):
+    """Only results/ is taken off; anything else keeps its checkpoints inside."""
+    assert cells.checkpoint_folder({"results": results}, "x") == folder

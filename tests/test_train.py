@@ -106,6 +106,21 @@ def test_a_stop_during_validation_loses_no_row(pack, tmp_path, monkeypatch):
     assert curve.equals(whole)
 
 
+def test_a_row_that_is_due_on_resuming_delays_no_progress_line(pack, tmp_path, monkeypatch):
+    """Resumed at a validation that takes longer than the time between two progress lines."""
+    monkeypatch.setattr(training, "LOG_SECONDS", 0.0)
+    validate = training.validate
+    asked = []
+
+    def interrupted(setup, should_stop):
+        if not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGUSR2))
+        return validate(setup, should_stop)
+
+    monkeypatch.setattr(training, "validate", interrupted)
+    assert [run(MPNN, pack, tmp_path)[0] for _ in range(2)] == [EXIT_STOPPED, 0]
+
+
 def test_a_run_killed_without_warning_resumes_from_its_checkpoint(pack, tmp_path):
     """SIGKILL of the real trainer; what was trained after the last checkpoint is trained again, and equal."""
     spec = dataclasses.replace(MPNN, epochs=6)
@@ -227,6 +242,24 @@ def test_a_loss_that_is_no_number_names_the_cell_and_writes_nothing(pack, tmp_pa
     state = torch.load(tmp_path / "checkpoint/state.pt", weights_only=False)["state"]
     assert all(torch.isfinite(v).all() for v in state["model"].values())
     assert np.isfinite(state["counters"].loss_sum)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(pack, tmp_path, monkeypatch):
+    """A finite loss may leave NaN in the weights; the checkpoint before stays, and so no resume inherits them."""
+    step = training.train_step
+
+    def poisoned(setup, data, index):
+        loss = step(setup, data, index)
+        if index == 5:
+            with torch.no_grad():
+                setup.model.embed.weight[0, 0] = float("nan")  # of no atom: the loss stays finite
+        return loss
+
+    monkeypatch.setattr(training, "train_step", poisoned)
+    with pytest.raises(UserError, match="mpnn_w8: the next loss became nan"):
+        run(MPNN, pack, tmp_path, checkpoint_minutes=0)
+    state = torch.load(tmp_path / "checkpoint/state.pt", weights_only=False)["state"]
+    assert state["counters"].step == 5 and all(torch.isfinite(v).all() for v in state["model"].values())
 
 
 def test_a_checkpoint_of_another_spec_is_refused_with_both_hashes(pack, tmp_path):

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -71,10 +72,11 @@ class CellSpec:
     hours_factor: float = 1.0  # device-hours are multiplied by this (the paper doubles EGNN's)
 
     def __post_init__(self):
-        # YAML's `1` and `1.0` are one value, and must have one hash
+        # YAML's `1` and `1.0` are one value, and must have one name and one hash
         for field in dataclasses.fields(self):
-            if field.type == "float":
-                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+            if field.type in ("float", "int"):
+                number = {"float": float, "int": int}[field.type]
+                object.__setattr__(self, field.name, number(getattr(self, field.name)))
 
     def option(self, name: str, default):
         """An entry of ``options``, for models that are not part of the package."""
@@ -217,23 +219,28 @@ def parse_name(config: dict, name: str) -> CellSpec:
 
 def _checked(config: dict, spec: CellSpec, asked: str | None = None) -> CellSpec:
     """Give the spec its name and refuse impossible values."""
-    spec = dataclasses.replace(spec, name=cell_name(config, spec))
-    if asked is not None and spec.name != asked:
-        raise UserError(
-            f"'{asked}' is written '{spec.name}' in this config (defaults are left out of a name)"
-        )
     problems = {
         "dataset": spec.dataset in config["datasets"] or f"one of {', '.join(config['datasets'])}",
         "data_fraction": 0 < spec.data_fraction <= 1 or "above 0 and at most 100 %",
         "epochs": spec.epochs >= 1 or "at least 1",
         "depth": spec.depth >= 1 or "at least 1",
         "batch_size": spec.batch_size >= 1 or "at least 1",
-        "lr": spec.lr > 0 or "above 0",
+        "lr": 0 < spec.lr < math.inf or "above 0 and finite",
+        "lmax": 1 <= spec.lmax <= 6 or "from 1 to 6",
+        "symmetry_samples": spec.symmetry_samples >= 0 or "at least 0",
+        "seed": 0 <= spec.seed <= 2**20 or "from 0 to 2^20",
         "mmax": 0 <= spec.mmax <= spec.lmax or f"at most lmax = {spec.lmax}",
     }
     for field, verdict in problems.items():
         if verdict is not True:
-            raise UserError(f"'{spec.name}': {field} = {getattr(spec, field)}, but it must be {verdict}")
+            raise UserError(
+                f"'{asked or spec.arch}': {field} = {getattr(spec, field)}, but it must be {verdict}"
+            )
+    spec = dataclasses.replace(spec, name=cell_name(config, spec))
+    if asked is not None and spec.name != asked:
+        raise UserError(
+            f"'{asked}' is written '{spec.name}' in this config (defaults are left out of a name)"
+        )
     return spec
 
 
@@ -279,9 +286,16 @@ def spec_from_dict(values: dict) -> CellSpec:
     return CellSpec(**values | {"options": tuple(sorted(values.get("options", {}).items()))})
 
 
+def spec_essence(spec: CellSpec) -> dict:
+    """The spec without what is at its default, so that a field added later changes no cell that is there."""
+    required = {f.name for f in dataclasses.fields(CellSpec) if f.default is dataclasses.MISSING}
+    blank = spec_dict(CellSpec("", "", 0, 0, 0, ""))
+    return {k: v for k, v in spec_dict(spec).items() if k in required or v != blank[k]}
+
+
 def spec_hash(spec: CellSpec) -> str:
-    """16 hex digits over every field, so that a checkpoint of another spec can be told apart."""
-    text = json.dumps(spec_dict(spec), sort_keys=True, separators=(",", ":"))
+    """16 hex digits over the spec, so that a checkpoint of another one can be told apart."""
+    text = json.dumps(spec_essence(spec), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -290,15 +304,29 @@ def data_folder(config: dict, dataset: str) -> str:
     return pack_folder(config["datasets"][dataset], dataset, config.get("data_dir", "data"))
 
 
+def side_folder(config: dict, kind: str) -> str:
+    """``checkpoints`` or ``logs`` of a sweep: ``results/paper`` -> ``checkpoints/paper``.
+
+    Results that are not under ``results/`` keep both inside, where no other sweep can meet them.
+    """
+    results = Path(config["results"])
+    if results.is_absolute() or results.parts[:1] != ("results",) or ".." in results.parts:
+        return str(results / kind)
+    return str(Path(kind, *results.parts[1:]))
+
+
 def checkpoint_folder(config: dict, name: str) -> str:
-    """``results/paper`` -> ``checkpoints/paper/<cell>``, unless the config names a folder of its own."""
-    parts = [p for p in Path(config["results"]).parts if p != "results"]
-    return str(Path(config.get("checkpoints", Path("checkpoints", *parts))) / name)
+    """Folder of a cell's checkpoints: under the config's ``checkpoints``, or beside the results."""
+    return str(Path(config.get("checkpoints", side_folder(config, "checkpoints"))) / name)
 
 
 def cell_document(config: dict, spec: CellSpec) -> str:
     """The text of cell.json: all that training needs to know besides the pack itself."""
-    document = {"spec": spec_dict(spec), "hash": spec_hash(spec), "data": data_folder(config, spec.dataset)}
+    document = {
+        "spec": spec_essence(spec),
+        "hash": spec_hash(spec),
+        "data": data_folder(config, spec.dataset),
+    }
     return json.dumps(document, indent=1, sort_keys=True)
 
 

@@ -51,7 +51,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 class StopRequest:
-    """Turns SIGUSR2 (preemption, time limit) and SIGTERM into `requested`, to be asked between two steps.
+    """Turns SIGUSR2 (preemption, time limit), SIGTERM and Ctrl-C into `requested`, asked between two steps.
 
     Handlers are set on construction and put back on leaving the `with` block. Forked workers inherit them,
     which is wanted: the cluster signals every process of a job, and workers must live until the step is done.
@@ -59,9 +59,12 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGUSR2, signal.SIGTERM)}
+        asked = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+        self._previous = {s: signal.signal(s, self._handle) for s in asked}
 
     def _handle(self, signum: int, frame: object) -> None:
+        if signum == signal.SIGINT and self.requested:  # Ctrl-C a second time: at once
+            raise KeyboardInterrupt
         self.requested = True
 
     def __enter__(self) -> "StopRequest":

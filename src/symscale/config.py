@@ -20,6 +20,10 @@ def config_schema() -> dict:
     sections["datasets"]["additionalProperties"] = DATASET_SCHEMA
     fields = schema.pop("cell_fields")
     study = sections["studies"]["additionalProperties"]
+    study["properties"]["sweep"]["properties"] = {
+        name: {"type": "array", "minItems": 1, "uniqueItems": True, "items": field}
+        for name, field in fields.items()
+    }
     for section in (
         sections["architectures"]["additionalProperties"],
         sections["training"],
@@ -39,7 +43,13 @@ def check(config: dict) -> dict:
     if config["dataset"] not in config["datasets"]:
         known = ", ".join(config["datasets"])
         raise UserError(f"config: dataset: '{config['dataset']}' is not under datasets: {known}")
-    for study in config["studies"]:
+    for study, entry in config["studies"].items():
+        ladders = entry.get("widths")
+        strangers = set(ladders) - set(entry.get("arch", [])) if isinstance(ladders, dict) else None
+        if strangers:
+            raise UserError(
+                f"config: studies.{study}.widths: {', '.join(sorted(strangers))} is not under 'arch'"
+            )
         try:
             study_cells(config, study)
         except UserError as error:

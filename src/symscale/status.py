@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from symscale.cells import checkpoint_folder, expand
+from symscale.cells import checkpoint_folder, expand, side_folder
 from symscale.checkpoint import STALE_SECONDS, read_progress
 
 STATES = ("done", "running", "preempted", "queued", "stopped", "failed", "pending")
@@ -71,7 +71,7 @@ def sweep_status(config: dict, logdir: Path, jobs: list[QueuedJob] | None) -> li
     """One row per cell of a checked config; paths are relative to the working directory."""
     entries = registered(logdir)
     results = config["results"].rstrip("/")
-    logs = Path("logs", *[part for part in Path(results).parts if part != "results"])
+    logs = Path(side_folder(config, "logs"))
     rows = []
     for name in expand(config):
         curve = f"{results}/{name}/curve.parquet"

@@ -111,6 +111,8 @@ def _loop(setup, counters: Counters, cost: StepCost, folder, stop, checkpoint_se
     def save() -> None:
         nonlocal saved_at
         counters.loss_sum, counters.seconds = _finite(setup, counters, loss_sum), clock()
+        if not all(p.isfinite().all() for p in setup.model.parameters()):  # before their loss shows it
+            raise UserError(_not_finite(setup, counters, "next", math.nan))
         folder.save(
             {
                 "model": setup.model.state_dict(),
@@ -138,6 +140,8 @@ def _loop(setup, counters: Counters, cost: StepCost, folder, stop, checkpoint_se
             if due and (not counters.rows or counters.rows[-1]["step"] < counters.step):
                 _finite(setup, counters, loss_sum)
                 losses = validate(setup, lambda: stop.requested)
+                if losses is not None and not math.isfinite(losses["val_loss"]):
+                    raise UserError(_not_finite(setup, counters, "validation", losses["val_loss"]))
                 if losses is None:  # the row is made on resuming, from the same weights
                     save()
                     return False
@@ -153,7 +157,7 @@ def _loop(setup, counters: Counters, cost: StepCost, folder, stop, checkpoint_se
                 return False
             if time.monotonic() - saved_at > checkpoint_seconds:
                 save()
-            if time.monotonic() - told_at > LOG_SECONDS:
+            if time.monotonic() - told_at > LOG_SECONDS and counters.step > first_step:
                 told_at = time.monotonic()
                 _finite(setup, counters, loss_sum)
                 report()
@@ -171,12 +175,16 @@ def _finite(setup: Setup, counters: Counters, loss_sum: Tensor) -> float:
     """The sum of the training loss; raises UserError if it is not a number, before that reaches any file."""
     value = float(loss_sum)
     if not math.isfinite(value):
-        since = counters.rows[-1]["step"] if counters.rows else 0
-        raise UserError(
-            f"{setup.spec.name}: the training loss became {value} between steps {since} and {counters.step}; "
-            "lower 'lr' or raise 'warmup_steps' for this architecture (the last finite checkpoint is kept)"
-        )
+        raise UserError(_not_finite(setup, counters, "training", value))
     return value
+
+
+def _not_finite(setup: Setup, counters: Counters, which: str, value: float) -> str:
+    since = counters.rows[-1]["step"] if counters.rows else 0
+    return (
+        f"{setup.spec.name}: the {which} loss became {value} between steps {since} and {counters.step}; "
+        "lower 'lr' or raise 'warmup_steps' for this architecture (the last finite checkpoint is kept)"
+    )
 
 
 def _row(setup, counters: Counters, cost: StepCost, loss_sum: float, seconds: float, losses: dict) -> dict:

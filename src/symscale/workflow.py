@@ -43,8 +43,7 @@ class Sweep:
 
     @property
     def logs(self) -> str:
-        """``results/paper`` -> ``logs/paper``."""
-        return str(Path("logs", *[p for p in Path(self.results).parts if p != "results"]))
+        return cells.side_folder(self.config, "logs")
 
     @property
     def data_dir(self) -> str:
@@ -108,8 +107,10 @@ class Sweep:
     def data_folder(self, wildcards) -> str:
         return cells.data_folder(self.config, self.spec(wildcards.cell).dataset)
 
-    def checkpoint(self, wildcards) -> str:
-        return cells.checkpoint_folder(self.config, wildcards.cell)
+    @property
+    def checkpoints(self) -> str:
+        """Folder of the cells' checkpoint folders."""
+        return str(Path(cells.checkpoint_folder(self.config, "x")).parent)
 
     def curves(self, _wildcards=None) -> list[str]:
         """Curves of every cell of every study."""

@@ -1,5 +1,6 @@
 """One throw-away SLURM per test session, on which all selected events happen side by side."""
 
+import signal
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ SIDE_BY_SIDE = 7  # more would only wait for the processors, with deadlines runn
 def slurm(tmp_path_factory):
     if reason := why_not():
         pytest.skip(reason)
+    # started in the background (nohup, &), this process ignores Ctrl-C, and so would every Snakemake it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cluster = Slurm(tmp_path_factory.mktemp("slurm"), PARTITIONS)
     try:
         yield cluster.start()

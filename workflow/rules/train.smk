@@ -21,8 +21,6 @@ rule train:
     log:
         f"{sweep.logs}/train/{{cell}}.log",
     threads: 1
-    params:
-        checkpoint=sweep.checkpoint,
     shell:
-        "{SYMSCALE} train --cell {input.cell:q} --checkpoint {params.checkpoint:q} --output {output:q} "
+        "{SYMSCALE} train --cell {input.cell:q} --checkpoint {sweep.checkpoints:q}/{wildcards.cell:q} --output {output:q} "
         "--threads {threads} --log {log:q}"

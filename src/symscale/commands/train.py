@@ -30,8 +30,8 @@ def run(args) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    try:
-        with Log(args.log) as say:
+    with Log(args.log) as say:
+        try:
             return train(
                 spec,
                 open_pack(args.data or folder),
@@ -41,11 +41,11 @@ def run(args) -> int:
                 checkpoint_minutes=args.checkpoint_minutes,
                 say=say,
             )
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"{spec.name}: out of memory on {device}: {str(error).splitlines()[0]} "
-            "(a smaller batch_size or width fits)"
-        ) from None
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{spec.name}: out of memory on {device}: {str(error).splitlines()[0]} "
+                "(a smaller batch_size or width fits)"
+            ) from None
 
 
 class Log:

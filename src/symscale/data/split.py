@@ -21,7 +21,9 @@ def assign(stems: list[str], given: list[str], entry: dict) -> list[np.ndarray]:
     """
     if "val" in entry:
         if "val" not in given:  # never hold out training samples in their place
-            raise UserError(f"{entry['val']}: none of its samples is usable; see what was dropped, or drop 'val'")
+            raise UserError(
+                f"{entry['val']}: none of its samples is usable; see what was dropped, or drop 'val'"
+            )
         return [
             np.full(len(read_rows(s)), VAL if g == "val" else TRAIN, np.uint8)
             for s, g in zip(stems, given, strict=True)

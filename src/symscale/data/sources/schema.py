@@ -30,7 +30,12 @@ _COMMON = {
         "description": "molecule: all frames of a molecule on one side; formula: all isomers; random: by frame.",
         "enum": ["molecule", "formula", "random"],
     },
-    "seed": {"description": "Seed of molecules, split, shuffle.", "type": "integer", "minimum": 0, "maximum": 2**32},
+    "seed": {
+        "description": "Seed of molecules, split, shuffle.",
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 2**32,
+    },
     "references": {
         "description": "eV per element, e.g. {H: -16.0, C: -1037.1}. Default: least squares on the training part.",
         "type": "object",
