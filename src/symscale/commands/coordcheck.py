@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from symscale import config as configs
@@ -23,6 +24,11 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument(
         "--widths", nargs="+", type=int, metavar="W", help="default: 1/2, 1, 2, 4 times base_width"
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        help="eta*; default: the config's. A small one (2e-4) shows the law without the steps that overshoot",
     )
     parser.add_argument("--data", metavar="PACK", help="use this pack's molecules, not generated ones")
     parser.add_argument("--molecules", type=int, default=8, help="in the batch (default %(default)s)")
@@ -54,6 +60,7 @@ def run(args) -> None:
         if len(widths) < 2:
             raise UserError("--widths: a slope needs at least two")
         batch = example_batch(spec, model_class(spec).symmetric_edges, args.molecules, pack)
+        spec = dataclasses.replace(spec, lr=args.lr or spec.lr)
         tables.append(coordinate_check(spec, widths, mup, batch, args.seeds))
     table = pd.concat(tables)
     print(text(slopes(table)))
@@ -100,10 +107,11 @@ def draw(table, path: Path) -> None:
                         label=label,
                     )
             ax.set_title(f"{arch}, mup: {mup}")
-            style.log_axes(ax, "width", "RMS")
+            style.log_axes(ax, None, "RMS")
             ax.set_xticks(sorted(group["width"].unique()), [str(w) for w in sorted(group["width"].unique())])
             ax.minorticks_off()
             style.below(ax)
+        fig.supxlabel("width")
         caption = "RMS of activations at the start (dotted) and of their change after each step (solid)."
         path.parent.mkdir(parents=True, exist_ok=True)
         style.save(style.Drawing(fig, "Coordinate check", caption, caption), path)
