@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from symscale import train as training
-from symscale.cells import CellSpec, spec_hash
+from symscale.cells import CellSpec, spec_essence, spec_hash
 from symscale.checkpoint import EXIT_STOPPED
 from symscale.curves import SCHEMA, read_curve
 from symscale.errors import UserError
@@ -37,6 +37,14 @@ def run(spec, pack, folder, **kwargs):
         return status, None, None
     curve, meta = read_curve(output)
     return status, curve.drop(columns=WALL_CLOCK), meta
+
+
+def trainer(spec, pack, cell_folder, folder):
+    """The command line that trains a spec in a folder, as the workflow calls it."""
+    cell = cell_folder / "cell.json"
+    cell.write_text(json.dumps({"spec": spec_essence(spec), "hash": spec_hash(spec), "data": pack.folder}))
+    command = [sys.executable, "-m", "symscale", "train", "--threads", "1", "--cell", str(cell)]
+    return [*command, "--checkpoint", str(folder / "checkpoint"), "--output", str(folder / "curve.parquet")]
 
 
 def final_weights(folder):
@@ -125,25 +133,8 @@ def test_a_run_killed_without_warning_resumes_from_its_checkpoint(pack, tmp_path
     """SIGKILL of the real trainer; what was trained after the last checkpoint is trained again, and equal."""
     spec = dataclasses.replace(MPNN, epochs=6)
     whole = run(spec, pack, tmp_path / "whole")[1]
-    cell = tmp_path / "cell.json"
-    document = {
-        "spec": dataclasses.asdict(spec) | {"options": {}},
-        "hash": spec_hash(spec),
-        "data": pack.folder,
-    }
-    cell.write_text(json.dumps(document))
-    command = [
-        sys.executable,
-        "-m",
-        "symscale",
-        "train",
-        "--cell",
-        cell,
-        "--checkpoint",
-        tmp_path / "k/checkpoint",
-    ]
-    command += ["--output", tmp_path / "k/curve.parquet", "--threads", "1", "--checkpoint-minutes", "0"]
-    process = subprocess.Popen([str(c) for c in command], stderr=subprocess.DEVNULL)
+    command = [*trainer(spec, pack, tmp_path, tmp_path / "k"), "--checkpoint-minutes", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     state = tmp_path / "k/checkpoint/state.pt"
     while not state.exists() and process.poll() is None:
         os.sched_yield()
@@ -281,30 +272,14 @@ def test_a_finished_cell_writes_its_curve_again_without_training(pack, tmp_path,
 
 def test_a_full_disk_is_reported_by_path(pack, tmp_path):
     """A limit on file size stands in for a disk without room: one line, no half-written curve."""
-    cell = tmp_path / "cell.json"
-    document = {
-        "spec": dataclasses.asdict(MPNN) | {"options": {}},
-        "hash": spec_hash(MPNN),
-        "data": pack.folder,
-    }
-    cell.write_text(json.dumps(document))
-    command = [
-        sys.executable,
-        "-m",
-        "symscale",
-        "train",
-        "--cell",
-        cell,
-        "--checkpoint",
-        tmp_path / "checkpoint",
-    ]
-    command += ["--output", tmp_path / "curve.parquet", "--threads", "1"]
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, preexec_fn=limit)
+    done = subprocess.run(
+        trainer(MPNN, pack, tmp_path, tmp_path), capture_output=True, text=True, preexec_fn=limit
+    )
     assert done.returncode == 1 and "state.pt" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "curve.parquet").exists()
 
