@@ -83,8 +83,9 @@ class SO2Convolution(nn.Module):
             linear.weight.data.mul_(0.5**0.5)  # every output sums a real and an imaginary product
 
     def matrices(self) -> list[Tensor]:
-        """For every |m| one matrix from its inputs to its outputs."""
-        return [self.m0.weight, *(so2.complex_matrix(linear.weight) for linear in self.m)]
+        """For every |m| one matrix from its inputs to its outputs; that of m = 0 has the bias as last column."""
+        first = torch.cat([self.m0.weight, self.m0.bias[:, None]], 1)
+        return [first, *(so2.complex_matrix(linear.weight) for linear in self.m)]
 
 
 class Layer(nn.Module):
@@ -106,8 +107,7 @@ class Layer(nn.Module):
         self, h: Tensor, hidden: Tensor, edges: so2.Edges, grid: so3.SphereGrid, plain: bool
     ) -> Tensor:
         radial = torch.cat([self.radial.weight, self.radial.bias[:, None]], 1)  # hidden ends with a 1
-        weights = [radial, self.conv1.m0.bias, self.conv2.m0.bias]
-        weights += [*self.conv1.matrices(), *self.conv2.matrices()]
+        weights = [radial, *self.conv1.matrices(), *self.conv2.matrices()]
         message = so2.message if plain else so2_fast.message
         h = h + message(self.layout, edges, self.norm_edge(h), hidden, weights)
         return h + self.on_grid(self.norm_node(h), grid)

@@ -71,11 +71,11 @@ def complex_matrix(weight: Tensor) -> Tensor:
 def message(layout: Layout, edges: Edges, h: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
     """Sum of the messages at every node, (N, K, C), from node features h (N, K, C).
 
-    hidden (E, c) is the input of the radial Linear. ``weights``: the radial Linear's (sum(degrees) * 2C, c), the
-    biases of m = 0 of both convolutions, then for each convolution one matrix for every |m|. For m = 0 the first
-    convolution yields H scalars, lmax * H gates and the degrees l > 0.
+    hidden (E, c) is the input of the radial Linear. ``weights``: the radial Linear's (sum(degrees) * 2C, c), then
+    for each convolution one matrix for every |m|; those of m = 0 have their bias as last column. For m = 0 the
+    first convolution yields H scalars, lmax * H gates and the degrees l > 0.
     """
-    w_radial, bias1, bias2, *matrices = weights
+    w_radial, *matrices = weights
     orders, (coefficients, channels), size = layout.mmax + 1, h.shape[1:], layout.hidden
     x = h.flatten(0, 1).index_select(0, edges.ends.flatten()).view(-1, coefficients, 2 * channels)
     x = torch.bmm(edges.wigner, x).flatten(1)  # (E, R * 2C)
@@ -85,13 +85,15 @@ def message(layout: Layout, edges: Edges, h: Tensor, hidden: Tensor, weights: li
     for m in range(orders):
         signs = 2 if m else 1  # +m and -m share radial weights and gates
         u = (x[m].unflatten(1, (signs, -1)) * radial[m][:, None]).flatten(1)
-        u = F.linear(u, matrices[m], None if m else bias1)
         if m == 0:
-            scalars, gates, u = u.split([size, layout.gates, layout.gates], 1)
+            scalars, gates, u = (F.pad(u, (0, 1), value=1.0) @ matrices[0].t()).split(
+                [size, layout.gates, layout.gates], 1
+            )
             gates = gates.sigmoid()
-            u = torch.cat([F.silu(scalars), u * gates], 1)
+            u = torch.cat([F.silu(scalars), u * gates, torch.ones_like(u[:, :1])], 1)
         else:
-            u = (u.unflatten(1, (2, -1)) * gates[:, None, (m - 1) * size :]).flatten(1)
-        v.append(F.linear(u, matrices[orders + m], None if m else bias2))
+            u = (u @ matrices[m].t()).unflatten(1, (2, -1))
+            u = (u * gates[:, None, (m - 1) * size :]).flatten(1)
+        v.append(u @ matrices[orders + m].t())
     v = torch.cat(v, 1).unflatten(1, (layout.rows, -1))  # (E, R, C)
     return scatter_sum(torch.bmm(edges.back.transpose(1, 2), v), edges.dst, h.shape[0])

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from symscale.models.so2 import Edges, Layout
 
-CPU_BLOCK = 10_000_000  # bytes that a block of edges takes in all
+CPU_BLOCK = 20_000_000  # bytes that a block of edges takes in all
 
 
 def message(layout: Layout, edges: Edges, h: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
@@ -25,8 +25,8 @@ def message(layout: Layout, edges: Edges, h: Tensor, hidden: Tensor, weights: li
 class _Message(torch.autograd.Function):
     @staticmethod
     def forward(ctx, layout, edges, h, hidden, *weights):
-        w_radial, bias1, bias2, *matrices = (w.detach() for w in weights)
-        orders, size, gates = layout.mmax + 1, layout.hidden, layout.gates
+        w_radial, *matrices = (w.detach() for w in weights)
+        orders = layout.mmax + 1
         transposed = [w.t().contiguous() for w in matrices]  # MKL is faster on these
         w_radial = [w.t().contiguous() for w in _split_radial(layout, w_radial)]
         out, kept = torch.zeros_like(h), []
@@ -35,17 +35,12 @@ class _Message(torch.autograd.Function):
             for m in range(orders):
                 torch.mm(block.hidden, w_radial[m], out=b.r[m])
                 torch.mul(b.x_pairs[m], b.r_pairs[m], out=b.scaled_pairs[m])
-                u = h.new_empty(block.edges, matrices[m].shape[0])
+                u = torch.mm(b.scaled[m], transposed[m])
                 if m == 0:
-                    torch.addmm(bias1, b.scaled[0], transposed[0], out=u)
-                    torch.sigmoid(u[:, : size + gates], out=b.squashed)
-                    torch.mul(u[:, :size], b.squashed[:, :size], out=b.act[0][:, :size])
-                    torch.mul(u[:, size + gates :], b.gates, out=b.act[0][:, size:])
-                    torch.addmm(bias2, b.act[0], transposed[orders], out=b.v[0])
+                    b.gate_scalars(u)
                 else:
-                    torch.mm(b.scaled[m], transposed[m], out=u)
                     torch.mul(u.unflatten(1, (2, -1)), b.shared[m], out=b.act_pairs[m])
-                    torch.mm(b.act[m], transposed[orders + m], out=b.v[m])
+                torch.mm(b.act[m], transposed[orders + m], out=b.v[m])
                 kept.append(u)
             out.index_add_(0, block.dst, torch.bmm(block.back, b.v_rows, out=b.y))
         ctx.save_for_backward(h, hidden, *weights, *kept)
@@ -57,55 +52,52 @@ class _Message(torch.autograd.Function):
     def backward(ctx, grad):
         layout, edges = ctx.layout, ctx.edges
         h, hidden, *saved = ctx.saved_tensors
-        (w_radial, _, _, *matrices), kept = saved[: ctx.weights], saved[ctx.weights :]
-        orders, size, gates = layout.mmax + 1, layout.hidden, layout.gates
-        d_h, d_hidden = torch.zeros_like(h), torch.zeros_like(hidden)
-        d_weights = [torch.zeros_like(w) for w in saved[: ctx.weights]]
-        d_w_radial, d_bias1, d_bias2, *d_matrices = d_weights
+        (w_radial, *matrices), kept = saved[: ctx.weights], saved[ctx.weights :]
+        orders, size, gates, channels = layout.mmax + 1, layout.hidden, layout.gates, h.shape[2]
+        d_hidden = torch.zeros_like(hidden)
+        d_ends = [h.new_zeros(*h.shape[:2], 2 * channels) for _ in range(2)]  # by source, by target
+        d_w_radial, *d_matrices = d_weights = [torch.zeros_like(w) for w in saved[: ctx.weights]]
         d_w_radial, w_radial = _split_radial(layout, d_w_radial), _split_radial(layout, w_radial)
         transposed = [w.t().contiguous() for w in w_radial]
+        inputs = [w[:, :-1] if m in (0, orders) else w for m, w in enumerate(matrices)]  # without the biases
         for i, (block, b) in enumerate(_blocks(layout, edges, h, hidden, d_hidden)):
             torch.bmm(
                 block.back.transpose(1, 2), torch.index_select(grad, 0, block.dst, out=b.y), out=b.v_rows
             )
             b.rotate_in(h, block)
-            u0, *_ = us = kept[i * orders : (i + 1) * orders]
-            torch.sigmoid(u0[:, : size + gates], out=b.squashed)
+            us = kept[i * orders : (i + 1) * orders]
+            b.gate_scalars(us[0])
             d_gates = b.d_gates.zero_()
             for m in reversed(range(orders)):  # m = 0 last: it needs the gates' gradient of all others
-                u, act, du, dv = us[m], b.act[m], b.du[m], b.v[m]
+                u, du, dv = us[m], b.du[m], b.v[m]
                 if m == 0:
-                    torch.mul(u[:, :size], b.squashed[:, :size], out=act[:, :size])
-                    torch.mul(u[:, size + gates :], b.gates, out=act[:, size:])
-                    d_act = b.d_act0
-                    torch.mm(dv, matrices[orders], out=d_act)
+                    d_act = torch.mm(dv, inputs[orders], out=b.d_act0)
                     d_gates.addcmul_(u[:, size + gates :], d_act[:, size:])
                     torch.mul(d_act[:, size:], b.gates, out=du[:, size + gates :])
                     aten, scalars = torch.ops.aten, slice(0, size)
                     aten.silu_backward.grad_input(d_act[:, scalars], u[:, scalars], grad_input=du[:, scalars])
                     aten.sigmoid_backward.grad_input(d_gates, b.gates, grad_input=du[:, size : size + gates])
-                    d_bias1.add_(du.sum(0))
-                    d_bias2.add_(dv.sum(0))
                 else:
                     torch.mul(u.unflatten(1, (2, -1)), b.shared[m], out=b.act_pairs[m])
-                    torch.mm(dv, matrices[orders + m], out=du)
-                    for part, d_part in zip(u.chunk(2, 1), du.chunk(2, 1), strict=True):
-                        d_gates[:, (m - 1) * size :].addcmul_(part, d_part)
+                    torch.mm(dv, inputs[orders + m], out=du)
+                    for part, d_part in zip(u.chunk(2, 1), b.du_halves[m], strict=True):
+                        b.d_shared[m].addcmul_(part, d_part)
                     b.du_pairs[m].mul_(b.shared[m])
-                d_matrices[orders + m].addmm_(dv.t(), act)
+                d_matrices[orders + m].addmm_(dv.t(), b.act[m])
                 torch.mm(block.hidden, transposed[m], out=b.r[m])
                 torch.mul(b.x_pairs[m], b.r_pairs[m], out=b.scaled_pairs[m])
                 d_matrices[m].addmm_(du.t(), b.scaled[m])
-                dx = torch.mm(du, matrices[m], out=b.scaled[m])
-                dr = torch.mul(b.x_pairs[m][:, 0], b.scaled_pairs[m][:, 0])
+                torch.mm(du, inputs[m], out=b.dx[m])
+                dr = torch.mul(b.x_halves[m][0], b.dx_halves[m][0])
                 if m:
-                    dr.addcmul_(b.x_pairs[m][:, 1], b.scaled_pairs[m][:, 1])
+                    dr.addcmul_(b.x_halves[m][1], b.dx_halves[m][1])
                 d_w_radial[m].addmm_(dr.t(), block.hidden)
                 block.d_hidden.addmm_(dr, w_radial[m])
-                torch.mul(dx.view_as(b.x_pairs[m]), b.r_pairs[m], out=b.x_pairs[m])
+                torch.mul(b.dx_pairs[m], b.r_pairs[m], out=b.x_pairs[m])
             torch.bmm(block.wigner.transpose(1, 2), b.x_rows, out=b.ends)
-            d_h.index_add_(0, block.src, b.y.copy_(b.ends[..., : h.shape[2]]))
-            d_h.index_add_(0, block.dst, b.y.copy_(b.ends[..., h.shape[2] :]))
+            d_ends[0].index_add_(0, block.src, b.ends)
+            d_ends[1].index_add_(0, block.dst, b.ends)
+        d_h = d_ends[0][..., :channels] + d_ends[1][..., channels:]
         return None, None, d_h, d_hidden, *d_weights
 
 
@@ -114,31 +106,40 @@ class _Buffers:
 
     def __init__(self, layout: Layout, h: Tensor, n: int):
         (coefficients, channels), size, gates = h.shape[1:], layout.hidden, layout.gates
+        columns, hidden_columns = layout.columns(2 * channels), layout.columns(size)
 
         def pairs(parts):
             return [part.unflatten(1, (2 if m else 1, -1)) for m, part in enumerate(parts)]
+
+        def halves(parts):
+            return [part.unbind(1) for part in pairs(parts)]
 
         def room(columns):  # the |m| take turns in one piece of memory
             memory = h.new_empty(n * max(columns))
             return [memory[: n * count].view(n, count) for count in columns]
 
+        def room_and_one(columns):  # m = 0 ends with a column of ones, for the bias
+            first, others = h.new_ones(n, columns[0] + 1), room(columns)[1:]
+            return [first, *others], pairs([first[:, :-1], *others])
+
+        self.size = size
         self.ends = h.new_empty(n, coefficients, 2 * channels)
         self.y = h.new_empty(n, coefficients, channels)
-        self.x = h.new_empty(n, layout.rows * 2 * channels)
-        self.x_rows = self.x.unflatten(1, (layout.rows, -1))
-        self.x_pairs = pairs(self.x.split(layout.columns(2 * channels), 1))
-        self.scaled = room(layout.columns(2 * channels))
-        self.scaled_pairs = pairs(self.scaled)
+        x = h.new_empty(n, layout.rows * 2 * channels)
+        self.x_rows = x.unflatten(1, (layout.rows, -1))
+        self.x_pairs, self.x_halves = pairs(x.split(columns, 1)), halves(x.split(columns, 1))
         self.r = room([k * 2 * channels for k in layout.degrees])
         self.r_pairs = [r[:, None] for r in self.r]
         self.squashed = h.new_empty(n, size + gates)
-        self.gates = self.squashed[:, size:]
+        self.gates, self.d_gates = self.squashed[:, size:], h.new_empty(n, gates)
         self.shared = [None, *(self.gates[:, None, m * size :] for m in range(layout.mmax))]
-        self.act = room(layout.columns(size))
-        self.act_pairs = pairs(self.act)
-        self.du = room([size + 2 * gates, *layout.columns(size)[1:]])
-        self.du_pairs = pairs(self.du)
-        self.d_act0, self.d_gates = h.new_empty(n, size + gates), h.new_empty(n, gates)
+        self.d_shared = [None, *(self.d_gates[:, m * size :] for m in range(layout.mmax))]
+        self.scaled, self.scaled_pairs = room_and_one(columns)
+        self.act, self.act_pairs = room_and_one(hidden_columns)
+        self.dx, self.du = room(columns), room([size + 2 * gates, *hidden_columns[1:]])
+        self.dx_pairs, self.dx_halves = pairs(self.dx), halves(self.dx)
+        self.du_pairs, self.du_halves = pairs(self.du), [du.chunk(2, 1) for du in self.du]
+        self.d_act0 = h.new_empty(n, size + gates)
         v = h.new_empty(n, layout.rows * channels)
         self.v, self.v_rows = v.split(layout.columns(channels), 1), v.unflatten(1, (layout.rows, -1))
 
@@ -147,6 +148,13 @@ class _Buffers:
         channels = h.shape[2]
         torch.index_select(h.view(-1, channels), 0, block.ends, out=self.ends.view(-1, channels))
         torch.bmm(block.wigner, self.ends, out=self.x_rows)
+
+    def gate_scalars(self, u: Tensor) -> None:
+        """The gates, and act of m = 0: SiLU of the scalars, the gated degrees l > 0."""
+        size, stop = self.size, self.squashed.shape[1]
+        torch.sigmoid(u[:, :stop], out=self.squashed)
+        torch.mul(u[:, :size], self.squashed[:, :size], out=self.act[0][:, :size])
+        torch.mul(u[:, stop:], self.gates, out=self.act[0][:, size:-1])
 
 
 class _Block:
