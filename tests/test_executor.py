@@ -7,7 +7,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 
 from snakemake_executor_plugin_submitit.clusters import Outcome, Status, find
 from snakemake_executor_plugin_submitit.registry import Entry, Registry
-from snakemake_executor_plugin_submitit.resources import check_names, parameters, parse_extra
+from snakemake_executor_plugin_submitit.resources import check, parameters, parse_extra
 from snakemake_executor_plugin_submitit.verdict import LOST_AFTER, judge, last_error_line
 
 ENTRY = Entry("key", "train", ("results/a",), "params", token="t1", index=None, folder="/logs", job="7")
@@ -19,16 +19,16 @@ def verdict(outcome=None, status=None, unseen=0.0, entry=ENTRY):
 
 def test_misspelt_resource_is_refused_with_the_valid_ones():
     """The message names the culprit, its rule and what may stand there; Snakemake's own names pass."""
-    check_names(["partition", "mem_mb", "runtime", "_cores", "tmpdir"], "train", [])
+    check(dict.fromkeys(["partition", "mem_mb", "runtime", "_cores", "tmpdir"], 1), "train", [])
     with pytest.raises(
         WorkflowError, match=r"(?s)rule train.*partiton.*partition.*account.*constraint.*runtime"
     ):
-        check_names(["partiton", "mem"], "train", [])
+        check({"partiton": "gpu", "mem": "1GB"}, "train", [])
 
 
 def test_resource_counted_by_snakemake_is_not_the_clusters_business():
     """--resources downloads=2 limits jobs in Snakemake's scheduler."""
-    check_names(["downloads"], "train", ["downloads"])
+    check({"downloads": 1}, "train", ["downloads"])
 
 
 def test_resources_become_sbatch_options():
@@ -52,6 +52,13 @@ def test_extra_options_that_would_break_the_executor_are_refused(text):
     """Short options, and what the executor sets itself."""
     with pytest.raises(WorkflowError, match="extra"):
         parse_extra(text)
+
+
+def test_options_that_cannot_be_passed_on_are_refused_before_any_submission():
+    """The check at the start reads the rule's `extra`, not only resource names."""
+    check({"extra": "--reservation=r"}, "train", [])
+    with pytest.raises(WorkflowError, match="--comment is set by the executor"):
+        check({"extra": "--comment=x"}, "train", [])
 
 
 def test_entry_without_a_job_id_is_found_by_its_token():
@@ -83,6 +90,16 @@ def test_registry_forgets_only_its_own_submission(tmp_path):
     assert registry.read("key") == ENTRY
     registry.remove(ENTRY)
     assert registry.read("key") is None
+
+
+@pytest.mark.parametrize("text", ["", '{"key": "key"}', '{"outputs": 3}', "[]"])
+def test_damaged_registry_entry_stops_the_start(tmp_path, text):
+    """Its job may be running: taking the file for 'no job' would train the cell twice."""
+    registry = Registry(tmp_path)
+    registry.write(ENTRY)
+    (tmp_path / "key.json").write_text(text)
+    with pytest.raises(WorkflowError, match=r"key\.json: damaged"):
+        registry.entries()
 
 
 def test_requeued_job_is_watched_whatever_it_left_behind():

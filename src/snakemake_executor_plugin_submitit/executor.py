@@ -19,7 +19,7 @@ from snakemake_interface_executor_plugins.utils import format_cli_arg
 from .clusters import CLUSTERS, ClusterError, Outcome, Status, find
 from .job import SnakemakeJob
 from .registry import Entry, Registry, entry_of, key_of, label, rules_of
-from .resources import check_names, parameters
+from .resources import check, parameters
 from .verdict import explain, judge
 
 ARRAY_LIMIT = 500  # SLURM's default MaxArraySize is 1001
@@ -39,7 +39,7 @@ class Executor(RemoteExecutor):
         self._unseen: dict[str, float] = {}
         self._last_query = 0.0
         for rule in {rule.name: rule for job in self.dag.needrun_jobs() for rule in rules_of(job)}.values():
-            check_names(rule.resources.keys(), rule.name, self.workflow.global_resources.keys())
+            check(rule.resources, rule.name, self.workflow.global_resources.keys())
         try:
             self._tidy()
         except ClusterError as error:

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from snakemake_interface_common.exceptions import WorkflowError
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -53,11 +55,18 @@ class Registry:
             yield
 
     def read(self, key: str) -> Entry | None:
+        """WorkflowError for a file that is no entry: its job may live, so nothing is submitted in its place."""
+        path = self.folder / f"{key}.json"
         try:
-            fields = json.loads((self.folder / f"{key}.json").read_text())
+            fields = json.loads(path.read_text())
+            return Entry(**fields | {"outputs": tuple(fields["outputs"])})
         except FileNotFoundError:
             return None
-        return Entry(**fields | {"outputs": tuple(fields["outputs"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise WorkflowError(
+                f"{path}: damaged ({error}), so nobody can tell which job makes its outputs; cancel that job if"
+                " it is still in the queue (its script lies beside the registry), delete this file, start again"
+            ) from error
 
     def entries(self) -> list[Entry]:
         found = (self.read(path.stem) for path in sorted(self.folder.glob("*.json")))

@@ -39,12 +39,18 @@ SIGNAL_DELAY = 90
 RUNTIME = 24 * 60
 
 
-def check_names(names: Iterable[str], rule: str, counted: Iterable[str]) -> None:
-    """WorkflowError for names no cluster parameter answers to; `counted` are those of --resources, for scheduling."""
-    unknown = sorted(set(names) - VALID.keys() - SNAKEMAKE - set(counted))
+def check(resources: Mapping[str, Any], rule: str, counted: Iterable[str]) -> None:
+    """WorkflowError for names no cluster parameter answers to, and for `extra` options that cannot be passed on.
+
+    `counted` are the names of --resources, which Snakemake's scheduler counts. Values may still be functions.
+    """
+    unknown = sorted(set(resources) - VALID.keys() - SNAKEMAKE - set(counted))
     if unknown:
         valid = "\n".join(f"  {name:<13}{text}" for name, text in VALID.items())
         raise WorkflowError(f"rule {rule}: unknown resource(s) {', '.join(unknown)}; valid ones are\n{valid}")
+    extra = getattr(resources.get("extra"), "raw", resources.get("extra"))  # Snakemake wraps a rule's values
+    if isinstance(extra, str):
+        parse_extra(extra)
 
 
 def parse_extra(text: str) -> dict[str, Any]:
