@@ -68,6 +68,7 @@ def train(
         the loss is not finite; the checkpoint belongs to another spec or pack, or is in use.
     """
     identity = f"{spec_hash(spec)}-{pack.content_hash[:16]}"
+    origin = provenance(device)  # now: the checkout may have moved on when the run ends
     with CheckpointFolder(checkpoint, identity) as folder, StopRequest() as stop:
         setup = set_up(spec, pack, device)
         counters, cost = _resume(setup, folder)
@@ -81,7 +82,7 @@ def train(
             folder.stopped()
             say(f"{spec.name}: asked to stop; saved at step {counters.step} of {total}")
             return EXIT_STOPPED
-        write_curve(output, counters.rows, _metadata(setup, cost, counters, folder))
+        write_curve(output, counters.rows, _metadata(setup, cost, folder) | origin)
         say(f"{spec.name}: done, val {counters.rows[-1]['val_loss']:.4f}, {output}")
     return 0
 
@@ -225,7 +226,7 @@ def _save_weights(setup: Setup, folder: CheckpointFolder) -> None:
     restore_weights(setup.model, saved)
 
 
-def _metadata(setup: Setup, cost: StepCost, counters: Counters, folder: CheckpointFolder) -> dict:
+def _metadata(setup: Setup, cost: StepCost, folder: CheckpointFolder) -> dict:
     parameters = count_parameters(setup.model)
     return {
         "spec": spec_dict(setup.spec),
@@ -240,5 +241,4 @@ def _metadata(setup: Setup, cost: StepCost, counters: Counters, folder: Checkpoi
         "sigma": setup.pack.sigma,
         "restarts": folder.restarts,
         "preemptions": folder.preemptions,
-        **provenance(setup.device),
     }
