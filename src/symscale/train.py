@@ -208,9 +208,10 @@ def _progress_line(
 ) -> str:
     left = round(seconds_per_step * (total - counters.step))
     val = f"{counters.rows[-1]['val_loss']:.4f}" if counters.rows else "-"
-    train_loss = loss_sum / max(counters.loss_steps, 1)
+    # none since the last row, right after a validation
+    train_loss = f"{loss_sum / counters.loss_steps:.4f}" if counters.loss_steps else "-"
     return (
-        f"{name}: step {counters.step}/{total} ({100 * counters.step / total:.0f} %)  train {train_loss:.4f}  "
+        f"{name}: step {counters.step}/{total} ({100 * counters.step / total:.0f} %)  train {train_loss}  "
         f"val {val}  {1 / seconds_per_step:.1f} steps/s  left {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
     )
 
