@@ -45,21 +45,19 @@ class Conservative(nn.Module):
         training = torch.is_grad_enabled()
         with torch.enable_grad():
             pos = data.pos if training and data.pos.requires_grad else data.pos.detach().requires_grad_()
-            energy = self._energy(dataclasses.replace(data, pos=pos), twice=training)
+            energy = self._energy(dataclasses.replace(data, pos=pos))
             # the molecules of a batch do not interact: the gradient of the sum is that of each
-            (slope,) = torch.autograd.grad(energy.sum(), pos, create_graph=training, allow_unused=True)
-        forces = torch.zeros_like(pos) if slope is None else -slope
-        return (energy, forces) if training else (energy.detach(), forces)
+            (slope,) = torch.autograd.grad(energy.sum(), pos, create_graph=training)
+        return (energy, -slope) if training else (energy.detach(), -slope)
 
     def calibrate(self, batches) -> None:
         """That of the model, where it has one."""
         if hasattr(self.model, "calibrate"):
             self.model.calibrate(batches)
 
-    def _energy(self, data: Batch, twice: bool) -> Tensor:
-        if not twice:
-            return self.model(data)[0]
-        # fused attention has no second derivative
+    def _energy(self, data: Batch) -> Tensor:
+        # hand-written backward passes have no derivative, nor has that of fused attention; without gradients too,
+        # autograd's own is cheaper: it leaves out what only the weights need
         with twice_differentiable(), sdpa_kernel(SDPBackend.MATH):
             return self.model(data)[0]
 
@@ -67,7 +65,7 @@ class Conservative(nn.Module):
         """Found by the graph of one energy, not by its values: a weight that starts at 0 is trained all the same."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         with torch.enable_grad():
-            energy = self._energy(water(parameters[0].dtype, parameters[0].device), twice=True)
+            energy = self._energy(water(parameters[0].dtype, parameters[0].device))
             gradients = torch.autograd.grad(energy.sum(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)

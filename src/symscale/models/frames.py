@@ -20,9 +20,11 @@ from symscale.models.common import GaussianRBF, edge_vectors, graph_sum, polynom
 from symscale.symmetry import turn
 
 SIGNS = ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))  # of the axes, so that the frame stays proper
-SWEEPS = 6  # of Jacobi's method; 3 x 3 matrices are diagonal to rounding after 4
-GAP = 1e-10  # eigenvalues closer than this, relative to the largest, have axes without a derivative
-UNDETERMINED = 1e-4  # a vector this short, relative to the terms of its sum, has no direction
+SWEEPS = 5  # of Jacobi's method; 3 x 3 matrices are diagonal to rounding after 4
+# A nearly symmetric molecule has a frame that turns by 1 / (its asymmetry) times a displacement: without a bound, one
+# such molecule would outweigh a batch of others. Below this asymmetry the frame is a constant to derivatives.
+STEADY = 1e-3
+UNDETERMINED = 1e-6  # a vector this short, relative to the terms of its sum, has no direction
 
 
 def centred(data: Batch) -> Tensor:
@@ -67,7 +69,7 @@ def principal_frames(x: Tensor, data: Batch) -> Tensor:
     """Proper frames (G, 3, 3) of the principal axes of centred positions (N, 3), smallest extent first, in float64.
 
     Differentiable once by positions, by perturbation theory: d u_j = sum_i u_i (u_i dC u_j) / (lambda_j - lambda_i),
-    without the terms whose eigenvalues agree.
+    without the terms whose eigenvalues agree to STEADY of their sum.
     """
     x = x.double()
     with torch.autocast(x.device.type, enabled=False):
@@ -78,7 +80,8 @@ def principal_frames(x: Tensor, data: Batch) -> Tensor:
         in_axes = axes.transpose(1, 2) @ covariance @ axes  # diagonal in value
         values = in_axes.detach().diagonal(dim1=1, dim2=2)  # (G, 3)
         gap = values[:, None, :] - values[:, :, None]  # lambda_j - lambda_i
-        close = gap.abs() <= GAP * values.amax(1)[:, None, None]
+        size = values[:, None, :] + values[:, :, None] + 1e-7 * values.amax(1)[:, None, None]
+        close = gap.abs() <= STEADY * size
         mixing = (in_axes - in_axes.detach()) / gap.masked_fill(close, 1.0)
         return axes + axes @ mixing.masked_fill(close, 0.0)
 
@@ -168,9 +171,9 @@ def without(v: Tensor, unit: Tensor) -> Tensor:
 
 
 def direction(v: Tensor, size: Tensor, otherwise: Tensor) -> Tensor:
-    """v / |v|, (G, 3); the direction of ``otherwise`` where |v| is nothing against ``size`` (G, 1)."""
-    found = v.detach().square().sum(1, keepdim=True) > (UNDETERMINED * size).square()
-    v = torch.where(found, v, otherwise.to(v.dtype))
+    """v / |v|, (G, 3), a constant to derivatives where |v| is small against ``size`` (G, 1); if 0, ``otherwise``."""
+    share = v.detach().square().sum(1, keepdim=True).sqrt() / size.clamp(min=torch.finfo(size.dtype).tiny)
+    v = torch.where(share > STEADY, v, torch.where(share > UNDETERMINED, v.detach(), otherwise.to(v.dtype)))
     return v / v.square().sum(1, keepdim=True).sqrt()
 
 
