@@ -94,6 +94,8 @@ def test_n_counts_what_is_trained(arch):
     assert names == wanted
     heads = sum(p.numel() for n, p in direct.named_parameters() if n in wanted)
     assert count_parameters(model) == count_parameters(direct) - heads
+    with torch.device("meta"):
+        assert count_parameters(build_model(spec)) == count_parameters(model)
     for mup in ("width", "parameter", "none"):
         groups = parameter_groups(model, dataclasses.replace(spec, mup=mup))
         assert sum(p.numel() for g in groups for p in g["params"]) == count_parameters(model)

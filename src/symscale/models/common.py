@@ -78,7 +78,7 @@ def apply_function(function: type[torch.autograd.Function], *args):
     Inside ``twice_differentiable`` only its forward pass is used, recorded by autograd.
     """
     device = next(a.device.type for a in args if isinstance(a, Tensor))
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device):
         return _apply(function, args)
     dtype = torch.get_autocast_dtype(device)
     cast = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]

@@ -6,10 +6,14 @@ f = -d e / d x is f' = -d e' / d x.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from symscale.cells import CellSpec
@@ -30,7 +34,7 @@ class Conservative(nn.Module):
         self.rotation_equivariant = model.rotation_equivariant
         self.translation_invariant = model.translation_invariant
         self.symmetric_edges = model.symmetric_edges
-        self._freeze_what_the_energy_does_not_read()
+        freeze_unread(model)
 
     def from_spec(self, spec: CellSpec) -> Conservative:
         """The same around the same model at another spec."""
@@ -45,7 +49,7 @@ class Conservative(nn.Module):
         training = torch.is_grad_enabled()
         with torch.enable_grad():
             pos = data.pos if training and data.pos.requires_grad else data.pos.detach().requires_grad_()
-            energy = self._energy(dataclasses.replace(data, pos=pos))
+            energy = energy_of(self.model, dataclasses.replace(data, pos=pos))
             # the molecules of a batch do not interact: the gradient of the sum is that of each
             (slope,) = torch.autograd.grad(energy.sum(), pos, create_graph=training)
         return (energy, -slope) if training else (energy.detach(), -slope)
@@ -55,20 +59,38 @@ class Conservative(nn.Module):
         if hasattr(self.model, "calibrate"):
             self.model.calibrate(batches)
 
-    def _energy(self, data: Batch) -> Tensor:
-        # hand-written backward passes have no derivative, nor has that of fused attention; without gradients too,
-        # autograd's own is cheaper: it leaves out what only the weights need
-        with twice_differentiable(), sdpa_kernel(SDPBackend.MATH):
-            return self.model(data)[0]
 
-    def _freeze_what_the_energy_does_not_read(self) -> None:
-        """Found by the graph of one energy, not by its values: a weight that starts at 0 is trained all the same."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        with torch.enable_grad():
-            energy = self._energy(water(parameters[0].dtype, parameters[0].device))
-            gradients = torch.autograd.grad(energy.sum(), parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.requires_grad_(gradient is not None)
+def energy_of(model: Callable[[Batch], tuple[Tensor, Tensor]], data: Batch) -> Tensor:
+    """Energies (G,) that can be differentiated twice."""
+    # hand-written backward passes have no derivative, nor has that of fused attention; without gradients too,
+    # autograd's own is cheaper: it leaves out what only the weights need
+    with twice_differentiable(), sdpa_kernel(SDPBackend.MATH):
+        return model(data)[0]
+
+
+def freeze_unread(model: nn.Module) -> None:
+    """Freeze the parameters of which the energy is no function.
+
+    Found by the graph of one energy, not by its values: a weight that starts at 0 is trained all the same.
+    """
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    mode = contextlib.nullcontext()
+    if any(t.device.type == "meta" for t in state.values()):  # shapes alone; autocast cannot be asked there
+        mode = FakeTensorMode()
+    with torch.enable_grad(), mode:
+        if isinstance(mode, FakeTensorMode):
+            state = {
+                name: torch.empty(t.shape, dtype=t.dtype, device="cpu", requires_grad=t.requires_grad)
+                for name, t in state.items()
+            }
+        trained = {name: t for name, t in state.items() if t.requires_grad}
+        first = next(iter(trained.values()))
+        energy = energy_of(
+            lambda data: functional_call(model, state, (data,)), water(first.dtype, first.device)
+        )
+        slopes = torch.autograd.grad(energy.sum(), list(trained.values()), allow_unused=True)
+    for name, slope in zip(trained, slopes, strict=True):
+        model.get_parameter(name).requires_grad_(slope is not None)
 
 
 def water(dtype: torch.dtype, device: torch.device) -> Batch:

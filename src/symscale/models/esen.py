@@ -177,8 +177,8 @@ class ESEN(nn.Module):
         wigner = self.rotations(so3.edge_frames(r_uv, d))  # (E, R, K)
         edges = so2.make_edges(src, dst, wigner, polynomial_envelope(d, self.cutoff))
         # The fast kernels give no gradients of positions, and neither autocast nor torch.compile see through them.
-        plain = data.pos.requires_grad or torch.is_autocast_enabled(data.pos.device.type)
-        plain = plain or torch.compiler.is_compiling()
+        autocast = torch.is_autocast_enabled(data.pos.device.type)
+        plain = data.pos.requires_grad or autocast or torch.compiler.is_compiling()
         hidden = self.radial(d, data.z, src, dst).unbind(1)  # each (E, C + 1)
 
         h = self.embed_edges(hidden[0], edges, data.pos.shape[0])
