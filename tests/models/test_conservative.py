@@ -12,7 +12,7 @@ from symscale.commands.kappa import count
 from symscale.flops import count_flops, count_parameters, step_cost
 from symscale.loss import training_loss
 from symscale.models import MODELS, build_model
-from symscale.models.common import graph_sum, scatter_sum
+from symscale.models.common import apply_function, graph_sum, scatter_sum, twice_differentiable
 from symscale.models.conservative import Conservative
 from symscale.mup import parameter_groups
 
@@ -151,6 +151,33 @@ def test_hand_written_backward_passes_refuse_to_be_differentiated(arch):
     (forces,) = torch.autograd.grad(energy, pos, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         forces.sum().backward()
+
+
+class Cube(torch.autograd.Function):
+    """x^3, written without autograd."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.mul(x * x, x, out=torch.empty_like(x))
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * g * x.detach() ** 2
+
+    @staticmethod
+    def plain(x):
+        return x**3
+
+
+def test_a_kernel_that_autograd_cannot_record_says_it_plainly():
+    """Its ``plain`` is used where second derivatives are wanted, and only there."""
+    x = torch.tensor([2.0], requires_grad=True)
+    with twice_differentiable():
+        (slope,) = torch.autograd.grad(apply_function(Cube, x).sum(), x, create_graph=True)
+    assert slope.item() == 12 and torch.autograd.grad(slope, x)[0].item() == 12
+    assert "CubeBackward" in type(apply_function(Cube, x).grad_fn).__name__
 
 
 @pytest.mark.parametrize("arch", MODELS)

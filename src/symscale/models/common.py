@@ -68,14 +68,17 @@ def twice_differentiable():
 def _apply(function: type[torch.autograd.Function], args):
     if not _twice:
         return function.apply(*args)
-    # what the hand-written backward pass keeps are values without a history: its own derivative would be wrong
+    # what a hand-written backward pass keeps are values without a history: its own derivative would be wrong
+    if hasattr(function, "plain"):
+        return function.plain(*args)
     return function.forward(SimpleNamespace(save_for_backward=lambda *tensors: None), *args)
 
 
 def apply_function(function: type[torch.autograd.Function], *args):
     """``function.apply``, in one dtype under autocast: its backward pass runs outside of autocast.
 
-    Inside ``twice_differentiable`` only its forward pass is used, recorded by autograd.
+    Inside ``twice_differentiable`` autograd records ``function.plain(*args)`` instead, or the forward pass itself
+    where that is made of differentiable operations and there is no ``plain``.
     """
     device = next(a.device.type for a in args if isinstance(a, Tensor))
     if not torch.is_autocast_enabled(device):
