@@ -51,6 +51,21 @@ def polynomial_envelope(d: Tensor, cutoff: float, exponent: int = 5) -> Tensor:
     return 1 + x**p * (a + x * (b + x * c))
 
 
+def apply_function(function: type[torch.autograd.Function], *args):
+    """``function.apply``, in one dtype under autocast: its backward pass runs outside of autocast.
+
+    Inside ``twice_differentiable`` autograd records ``function.plain(*args)`` instead, or the forward pass itself
+    where that is made of differentiable operations and there is no ``plain``.
+    """
+    device = next(a.device.type for a in args if isinstance(a, Tensor))
+    if not torch.is_autocast_enabled(device):
+        return _apply(function, args)
+    dtype = torch.get_autocast_dtype(device)
+    cast = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+    with torch.autocast(device, enabled=False):
+        return _apply(function, cast)
+
+
 _twice = False
 
 
@@ -72,21 +87,6 @@ def _apply(function: type[torch.autograd.Function], args):
     if hasattr(function, "plain"):
         return function.plain(*args)
     return function.forward(SimpleNamespace(save_for_backward=lambda *tensors: None), *args)
-
-
-def apply_function(function: type[torch.autograd.Function], *args):
-    """``function.apply``, in one dtype under autocast: its backward pass runs outside of autocast.
-
-    Inside ``twice_differentiable`` autograd records ``function.plain(*args)`` instead, or the forward pass itself
-    where that is made of differentiable operations and there is no ``plain``.
-    """
-    device = next(a.device.type for a in args if isinstance(a, Tensor))
-    if not torch.is_autocast_enabled(device):
-        return _apply(function, args)
-    dtype = torch.get_autocast_dtype(device)
-    cast = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-    with torch.autocast(device, enabled=False):
-        return _apply(function, cast)
 
 
 class GaussianRBF(nn.Module):
