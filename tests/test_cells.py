@@ -28,6 +28,8 @@ def varied(arch):
         "lr": st.sampled_from([1e-4, 5e-4, 1e-3, 2e-3, 3.3e-5]),
         "symmetry_samples": st.integers(0, 9),
         "augment": st.booleans(),
+        "equivariant_by": st.sampled_from(cells.MODES["equivariant_by"]),
+        "conservative": st.booleans(),
         "seed": st.integers(0, 99),
     }
     if arch == "esen":
@@ -63,6 +65,9 @@ def test_name_and_spec_determine_each_other(data, arch):
         ("egnn_w32", "batch_size", 128),
         ("gemnet_w64", "cutoff", 10.0),
         ("esen_c17", "width", 17),
+        ("esen_c16_cons", "conservative", True),
+        ("mpnn_w128_by-frames", "equivariant_by", "frames"),
+        ("mpnn_w128_by-canonical_cons_aug_s1", "equivariant_by", "canonical"),
     ],
 )
 def test_names_mean_what_the_grammar_says(name, field, value):
@@ -89,6 +94,9 @@ def test_names_mean_what_the_grammar_says(name, field, value):
         ("mpnn_w64_lr0", "lr"),
         ("mpnn_w64_lr1e999", "lr"),
         ("mpnn_w64_on-nowhere", "omol25"),
+        ("mpnn_w64_by-chance", "equivariant_by = chance, but it must be one of none, frames, canonical"),
+        ("mpnn_w64_by-none", "written 'mpnn_w64'"),
+        ("mpnn_w64_cons_by-frames", "written 'mpnn_w64_by-frames_cons'"),
         ("../etc", "not a cell name"),
     ],
 )
@@ -156,7 +164,31 @@ def test_a_field_at_its_default_changes_no_hash():
     spec = CellSpec("mpnn_w8", "mpnn", 8, 2, 8, "xtb", lr=2e-3)
     assert set(cells.spec_essence(spec)) == {"name", "arch", "width", "depth", "base_width", "dataset", "lr"}
     assert cells.spec_hash(spec) == "83dfa05c41e8654c"
+    off = dataclasses.replace(spec, equivariant_by="none", conservative=False)
+    assert cells.spec_hash(off) == cells.spec_hash(spec)
     assert cells.spec_from_dict(cells.spec_essence(spec)) == spec
+
+
+def test_what_stands_around_a_model_is_a_study_of_two_lines():
+    """A sweep and a setting, of any architecture; what is not one of the ways is refused by its path."""
+    study = {"arch": ["mpnn"], "widths": [32], "sweep": {"equivariant_by": ["none", "frames", "canonical"]}}
+    config = configs.check(
+        DEFAULT | {"studies": {"x": study, "y": {"arch": ["esen"], "set": {"conservative": True}}}}
+    )
+    names = list(cells.expand(config))
+    assert names[:3] == ["mpnn_w32", "mpnn_w32_by-frames", "mpnn_w32_by-canonical"]
+    assert all(name.endswith("_cons") for name in names[3:]) and len(names) == 6
+    study["sweep"] = {"equivariant_by": ["chance"]}
+    with pytest.raises(UserError, match=r"studies\.x\.sweep\.equivariant_by\.0: 'chance' is not one of"):
+        configs.check(config | {"studies": {"x": study}})
+
+
+def test_conservative_forces_cannot_be_compiled():
+    """torch.compile has no second derivatives: refused before any job exists."""
+    config = DEFAULT | {"training": DEFAULT["training"] | {"compile": True}}
+    assert cells.parse_name(config, "mpnn_w32").compile
+    with pytest.raises(UserError, match="compile = True, but it must be false with conservative forces"):
+        cells.parse_name(config, "mpnn_w32_cons")
 
 
 def test_whole_numbers_written_as_floats_are_one_cell():

@@ -70,6 +70,16 @@ def test_rotation_turns_positions_and_forces_alike_and_nothing_else(molecules):
     assert all(getattr(turned, name) is getattr(data, name) for name in unchanged)
 
 
+def test_autocast_does_not_round_what_is_rotated(molecules):
+    """bfloat16 keeps three digits, of positions of several Angstrom and of the labels."""
+    data = make_batch(molecules, dtype=torch.float32)
+    turns = random_rotations(data.num_graphs, torch.Generator().manual_seed(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = rotate(data, turns)
+    plain = rotate(data, turns)
+    assert torch.equal(rounded.pos, plain.pos) and torch.equal(rounded.forces, plain.forces)
+
+
 class Linear(torch.nn.Module):
     """Not equivariant: forces are a matrix times positions."""
 

@@ -77,8 +77,14 @@ def test_two_runs_with_one_seed_give_the_same_curve(spec, pack, tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"epochs": 2, "augment": True}, {"symmetry_samples": 2, "seed": 3, "data_fraction": 0.6}],
-    ids=["plain", "epochs and augmentation", "symmetry loss"],
+    [
+        {},
+        {"epochs": 2, "augment": True},
+        {"symmetry_samples": 2, "seed": 3, "data_fraction": 0.6},
+        {"conservative": True, "symmetry_samples": 1, "augment": True},
+        {"equivariant_by": "canonical"},
+    ],
+    ids=["plain", "epochs and augmentation", "symmetry loss", "conservative", "canonical"],
 )
 def test_resumed_curve_equals_uninterrupted(changes, pack, tmp_path, monkeypatch):
     """Stopped three times by SIGUSR2 and run again: the same curve and weights, value for value."""
@@ -186,6 +192,30 @@ def test_training_learns(pack, tmp_path):
     curve = run(spec, pack, tmp_path)[1]
     assert curve["train_loss"].iloc[-1] < 0.67 * curve["train_loss"].iloc[0]
     assert curve["val_loss"].iloc[-1] < 0.95 * curve["val_loss"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"equivariant_by": "frames"},
+        {"equivariant_by": "canonical"},
+        {"conservative": True},
+        {"equivariant_by": "canonical", "conservative": True},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_what_stands_around_a_model_is_in_its_curve(changes, pack, tmp_path):
+    """It learns; N and FLOPs of the curve are those of the whole, and other cells' columns are its columns."""
+    spec = dataclasses.replace(MPNN, width=32, base_width=32, lr=5e-3, epochs=8, **changes)
+    _, curve, meta = run(spec, pack, tmp_path)
+    assert list(curve.columns) == [name for name in SCHEMA.names if name not in WALL_CLOCK]
+    print(f"training loss {curve['train_loss'].iloc[0]:.3f} -> {curve['train_loss'].iloc[-1]:.3f}")
+    assert curve["train_loss"].iloc[-1] < curve["train_loss"].iloc[0]
+    assert np.isfinite(curve.to_numpy(dtype=float)).all()
+    assert meta["N"] == sum(p.numel() for p in build_model(spec).parameters() if p.requires_grad)
+    cost = training.measure_cost(training.set_up(spec, pack, CPU))
+    assert meta["flops_per_atom"] == cost.training and meta["forward_flops_per_atom"] == cost.forward
+    assert {**meta["spec"], **changes} == meta["spec"]
 
 
 def test_symmetry_loss_costs_m_plus_1_steps(pack):

@@ -21,7 +21,11 @@ from pathlib import Path
 from symscale.data.sources.schema import pack_folder
 from symscale.errors import UserError
 
-MODES = {"mup": ("width", "parameter", "none"), "precision": ("float32", "tf32", "bf16")}
+MODES = {
+    "mup": ("width", "parameter", "none"),
+    "precision": ("float32", "tf32", "bf16"),
+    "equivariant_by": ("none", "frames", "canonical"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class CellSpec:
     quadruplets: bool = False
     absolute: bool = False  # absolute instead of relative coordinates (appendix J)
     options: tuple[tuple[str, str | float | int | bool], ...] = ()  # of a model of one's own
+    # of any architecture
+    equivariant_by: str = "none"  # 'frames': averaged over principal axes; 'canonical': in a learned frame
+    conservative: bool = False  # forces are the energy's gradient
     # data
     data_fraction: float = 1.0
     epochs: int = 1
@@ -92,6 +99,8 @@ TOKENS = {
     "vector_channels": ("v", "int", True),
     "quadruplets": ("quad", "flag", True),
     "absolute": ("abs", "flag", True),
+    "equivariant_by": ("by-", "word", False),
+    "conservative": ("cons", "flag", False),
     "dataset": ("on-", "word", False),
     "data_fraction": ("d", "percent", False),
     "epochs": ("e", "int", False),
@@ -230,6 +239,10 @@ def _checked(config: dict, spec: CellSpec, asked: str | None = None) -> CellSpec
         "symmetry_samples": spec.symmetry_samples >= 0 or "at least 0",
         "seed": 0 <= spec.seed <= 2**20 or "from 0 to 2^20",
         "mmax": 0 <= spec.mmax <= spec.lmax or f"at most lmax = {spec.lmax}",
+        "equivariant_by": spec.equivariant_by in MODES["equivariant_by"]
+        or f"one of {', '.join(MODES['equivariant_by'])}",
+        "compile": not (spec.compile and spec.conservative)
+        or "false with conservative forces: torch.compile has no second derivatives",
     }
     for field, verdict in problems.items():
         if verdict is not True:

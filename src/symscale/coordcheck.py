@@ -52,7 +52,12 @@ def watch(model: nn.Module, data: Batch) -> dict[str, Tensor]:
     """Energies per atom, forces and what the last module of every ModuleList of the model returns."""
     seen: dict[str, Tensor] = {}
     handles = []
-    for name, child in model.named_children():
+    inner = model
+    while isinstance(
+        getattr(inner, "model", None), nn.Module
+    ):  # what stands around the model of an architecture
+        inner = inner.model
+    for name, child in inner.named_children():
         if isinstance(child, nn.ModuleList) and len(child):
 
             def keep(_module, _inputs, output, name=name):

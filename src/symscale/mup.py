@@ -67,7 +67,7 @@ def fan_growth(model: nn.Module, spec: CellSpec) -> dict[str, tuple[float, float
     with 'bias' or 'norm' in its name, which may have two axes where a model packs several vectors into one.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        base = type(model).from_spec(dataclasses.replace(spec, width=spec.base_width))
+        base = model.from_spec(dataclasses.replace(spec, width=spec.base_width))
     base_shapes = {name: p.shape for name, p in base.named_parameters()}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     growth = {}

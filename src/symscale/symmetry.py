@@ -25,7 +25,9 @@ def random_rotations(count: int, generator: torch.Generator) -> Tensor:
 def turn(vectors: Tensor, rotations: Tensor, data: Batch) -> Tensor:
     """Rotate the vectors (N, 3) of every molecule by its own matrix (G, 3, 3)."""
     per_atom = rotations.to(vectors).index_select(0, data.batch)  # (N, 3, 3)
-    return torch.einsum("nij,nj->ni", per_atom, vectors)
+    # autocast would round positions of several Angstrom to 3 digits
+    with torch.autocast(vectors.device.type, enabled=False):
+        return torch.einsum("nij,nj->ni", per_atom, vectors)
 
 
 def rotate(data: Batch, rotations: Tensor) -> Batch:

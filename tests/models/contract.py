@@ -9,6 +9,7 @@ from torch._subclasses import FakeTensorMode
 
 from symscale.cells import CellSpec
 from symscale.models import MODELS, build_model
+from symscale.models.common import graph_sum
 
 # Options that differ from those of any other architecture; one of your own works without an entry.
 SMALL = {
@@ -146,7 +147,7 @@ def gradients(spec):
         rng = torch.Generator().manual_seed(seed)
         direction = [torch.randn(p.shape, generator=rng, dtype=p.dtype) for p in parameters]
         expected = sum((g * v).sum() for g, v in zip(found, direction, strict=True))
-        step, values = 1e-5, []
+        step, values = 1e-6, []
         with torch.no_grad():
             for scale in (1, -2, 1):  # +step, then -step, then back
                 for p, v in zip(parameters, direction, strict=True):
@@ -185,6 +186,26 @@ def no_host_sync(spec):
         objective(model, dataclasses.replace(data, **tensors)).backward()
 
 
+def conservative(spec):
+    """With ``conservative`` set, forces are the energy's gradient, evaluated or trained, and can be trained on."""
+    spec = dataclasses.replace(spec, conservative=True)
+    model, data = model_of(spec), batch_of(spec, some_molecules())
+    with torch.no_grad():
+        _, evaluated = model(data)
+    _, forces = model(data)
+    error = distance([evaluated], [forces])
+    for seed in range(3):
+        rng, step = torch.Generator().manual_seed(seed), 1e-5
+        direction = torch.randn(data.pos.shape, generator=rng, dtype=data.pos.dtype)
+        with torch.no_grad():
+            there, back = (model(moved(data, shift=s * step * direction))[0] for s in (1, -1))
+        work = -graph_sum((forces * direction).sum(1), data)  # (G,)
+        error = max(error, distance([(there - back) / (2 * step)], [work]))
+    print(f"{spec.arch}: forces and finite differences of the energy, error {error:.1e}")
+    assert forces.abs().max() > 1e-3 and error < 1e-6
+    gradients(spec)
+
+
 CHECKS = {
     check.__name__: check
     for check in (
@@ -197,5 +218,6 @@ CHECKS = {
         single_precision,
         every_parameter_learns,
         no_host_sync,
+        conservative,
     )
 }

@@ -7,8 +7,10 @@ from torch import nn
 
 from symscale.cells import CellSpec
 from symscale.errors import UserError
+from symscale.models.conservative import Conservative
 from symscale.models.egnn import EGNN
 from symscale.models.esen import ESEN
+from symscale.models.frames import equivariant
 from symscale.models.gemnet import GemNetOC
 from symscale.models.mpnn import MPNN
 from symscale.models.transformer import Transformer
@@ -36,6 +38,8 @@ def build_model(spec: CellSpec) -> nn.Module:
     """The model of a cell, its weights drawn from ``spec.seed`` alone. Raises UserError for an unknown arch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = model_class(spec).from_spec(spec)
+        model = equivariant(spec, model_class(spec).from_spec(spec))
+        if spec.conservative:
+            model = Conservative(model)
     initialise(model, spec)
     return model

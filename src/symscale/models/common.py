@@ -6,6 +6,9 @@ are sorted by dst. Constants are buffers that are not saved: ``.double()`` and `
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor, nn
 
@@ -49,14 +52,41 @@ def polynomial_envelope(d: Tensor, cutoff: float, exponent: int = 5) -> Tensor:
 
 
 def apply_function(function: type[torch.autograd.Function], *args):
-    """``function.apply``, in one dtype under autocast: its backward pass runs outside of autocast."""
+    """``function.apply``, in one dtype under autocast: its backward pass runs outside of autocast.
+
+    Inside ``twice_differentiable`` autograd records ``function.plain(*args)`` instead, or the forward pass itself
+    where that is made of differentiable operations and there is no ``plain``.
+    """
     device = next(a.device.type for a in args if isinstance(a, Tensor))
     if not torch.is_autocast_enabled(device):
-        return function.apply(*args)
+        return _apply(function, args)
     dtype = torch.get_autocast_dtype(device)
     cast = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
     with torch.autocast(device, enabled=False):
-        return function.apply(*cast)
+        return _apply(function, cast)
+
+
+_twice = False
+
+
+@contextlib.contextmanager
+def twice_differentiable():
+    """Inside, ``apply_function`` leaves derivatives to autograd, which knows second ones too."""
+    global _twice
+    before, _twice = _twice, True
+    try:
+        yield
+    finally:
+        _twice = before
+
+
+def _apply(function: type[torch.autograd.Function], args):
+    if not _twice:
+        return function.apply(*args)
+    # what a hand-written backward pass keeps are values without a history: its own derivative would be wrong
+    if hasattr(function, "plain"):
+        return function.plain(*args)
+    return function.forward(SimpleNamespace(save_for_backward=lambda *tensors: None), *args)
 
 
 class GaussianRBF(nn.Module):

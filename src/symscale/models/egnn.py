@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from symscale.cells import CellSpec
@@ -93,6 +94,7 @@ class EdgeMessages(torch.autograd.Function):
         return total, outer
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g_total, g_outer):
         moved, r_uv, rbf, Wn, Wr, W2, W3, z1, z2, z3 = ctx.saved_tensors
         edges: Edges = ctx.edges

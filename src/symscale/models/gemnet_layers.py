@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from symscale.models.common import apply_function
@@ -84,6 +85,7 @@ class ResidualStep(torch.autograd.Function):
         return F.silu(z2).add_(v, alpha=scale / ACT)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         v, z1, a1, z2, W1, W2 = ctx.saved_tensors
         g2 = silu_backward(g, z2)
@@ -123,6 +125,7 @@ class RadialProduct(torch.autograd.Function):
         return embedded * x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         x, rad, W, embedded = ctx.saved_tensors
         g_embedded = g * x
@@ -140,6 +143,7 @@ class RadialSum(torch.autograd.Function):
         return graph.sum_at(graph.dst, embedded * x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         x, rad, W, embedded = ctx.saved_tensors
         g = g.index_select(0, ctx.graph.dst)
@@ -159,6 +163,7 @@ class AddAtoms(torch.autograd.Function):
         return source.index_select(0, src).add_(z).add_(target.index_select(0, dst))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         sums = [g.new_zeros(ctx.atoms, g.shape[1]).index_add_(0, index, g) for index in ctx.saved_tensors]
         return g, torch.cat(sums, 1), None, None
@@ -177,6 +182,7 @@ class SiluSum(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         first, *others = ctx.saved_tensors
         scaled = g * ctx.factor
@@ -261,6 +267,7 @@ class QuadrupletSum(torch.autograd.Function):
         return quadruplet_sum(x, quads.polar, quads.dihedral)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         n, q, k, c = ctx.shape
         polar, dihedral = ctx.quads.polar, ctx.quads.dihedral
