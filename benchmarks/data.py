@@ -1,6 +1,6 @@
 """Speed and memory of data, measured beside the usual way of doing it.
 
-    python benchmarks/data.py [import|batches|model|memory|scale ...]
+    python benchmarks/data.py [import|growth|batches|model|memory|scale ...]
 
 Sides alternate, times are CPU seconds of one thread, the best of several rounds (the machine may be shared).
 """
@@ -109,6 +109,55 @@ def bench_import(folder: Path) -> None:
     print(
         f"  whole staging, wall time: {one:.0f} samples/s with 1 process, {two:.0f} with 2 ({two / one:.2f}x)"
     )
+
+
+GROW = """
+import json, sys
+from symscale.data.build import build_pack
+def peak_mb():
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1024
+
+
+manifest, _ = build_pack({"source": "omol25", "train": sys.argv[1], "validation": 0.02}, sys.argv[2], 1)
+size = sum(file["bytes"] for file in manifest["files"].values())
+print(json.dumps([sum(c["molecules"] for c in manifest["counts"].values()), size, peak_mb()]))
+"""
+
+
+def bench_growth(folder: Path) -> None:
+    """Peak memory of one process that imports sets of growing size: the same shard under 10, 40 and 160 names."""
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase_db_backends.aselmdb import LMDBDatabase
+
+    from symscale.data.sources import xtb
+
+    frames = []  # real molecules, so that nothing is dropped and the checks have something to check
+    for task in xtb.tasks({"molecules": 100}):
+        for s in xtb.read({}, task):
+            ends = np.cumsum(s.counts)
+            for first, end, energy in zip(ends - s.counts, ends, s.energy, strict=True):
+                atoms = Atoms(s.z[first:end], s.pos[first:end])
+                atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=s.forces[first:end])
+                frames.append(atoms)
+    shard = folder / "one.aselmdb"
+    with LMDBDatabase(str(shard)) as database:
+        for row in range(10_000):
+            data = {"charge": 0, "spin": 1, "data_id": "spice", "source": str(row)}
+            database.write(frames[row % len(frames)], data=data)
+    for names in (10, 40, 160):
+        grown = folder / f"grown{names}"
+        grown.mkdir()
+        for name in range(names):
+            os.link(shard, grown / f"data{name:04d}.aselmdb")
+        out = folder / f"pack{names}"
+        result = subprocess.run(
+            [sys.executable, "-c", GROW, grown, out], stdout=subprocess.PIPE, text=True, check=True
+        )
+        samples, size, peak = json.loads(result.stdout)
+        print(f"import of {samples} samples into a pack of {size / 2**20:.0f} MB: peak {peak:.0f} MB")
+        shutil.rmtree(out)
 
 
 def synthetic_pack(folder: Path, molecules: int, sparse: bool = False) -> Path:
@@ -350,6 +399,7 @@ def bench_scale(folder: Path) -> None:
 
 BENCHMARKS = {
     "import": bench_import,
+    "growth": bench_growth,
     "batches": bench_batches,
     "model": bench_model,
     "memory": bench_memory,

@@ -19,7 +19,7 @@ from symscale.data.checks import check_labels
 from symscale.data.reference import ELEMENTS, LeastSquares, References
 from symscale.data.shuffle import write_pack
 from symscale.data.sources import source_module
-from symscale.data.sources.schema import input_paths, missing_inputs, thresholds
+from symscale.data.sources.schema import fingerprint, input_paths, missing_inputs, thresholds
 from symscale.data.split import DROPPED, TRAIN, VAL, assign, duplicates, leakage
 from symscale.data.stage import stage_all
 from symscale.errors import UserError
@@ -94,19 +94,6 @@ def build_pack(entry: dict, out: str, processes: int | None = None) -> tuple[dic
         _install(os.path.join(work, "pack"), out)
         shutil.rmtree(work, ignore_errors=True)
     return manifest, True
-
-
-def fingerprint(entry: dict) -> dict[str, list[int]]:
-    """Size and time of change of every file the entry reads."""
-    found = {}
-    for path in input_paths(entry):
-        files = (
-            [os.path.join(d, f) for d, _, fs in os.walk(path) for f in fs] if os.path.isdir(path) else [path]
-        )
-        for name in sorted(f for f in files if not f.endswith("-lock")):
-            status = os.stat(name)
-            found[name] = [status.st_size, status.st_mtime_ns]
-    return found
 
 
 @contextmanager

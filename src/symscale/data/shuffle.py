@@ -19,7 +19,8 @@ from symscale.data.reference import ELEMENTS
 from symscale.data.split import DROPPED, TRAIN, VAL
 from symscale.errors import UserError
 
-BUCKET_BYTES = 128 * 2**20  # sorted at a time; about twice this in memory
+BUCKET_BYTES = 128 * 2**20  # sorted at a time; about as much is held in memory
+WRITE_ROWS = 10_000
 SAMPLE_BYTES, ATOM_BYTES = 24, 25  # of a pack
 
 
@@ -52,21 +53,24 @@ def write_pack(stems: list[str], folder: str) -> dict:
     for bucket in tqdm(range(buckets), desc="shuffle", unit="bucket", disable=buckets < 3, mininterval=1):
         rows, part, pieces = _bucket_rows(stems, cuts[:, bucket : bucket + 2])
         order = np.argsort(rows["key"], kind="stable")
-        index = {}
+        picked = {}
         for split, which in zip(pack.SPLITS, (TRAIN, VAL), strict=True):
-            picked = rows[order[part[order] == which]]
-            index[split] = chunks.ragged(picked["start"], picked["natoms"].astype(np.int64))
-            ends = end[split] + np.cumsum(picked["natoms"], dtype=np.int64)
+            picked[split] = rows[order[part[order] == which]]
+            ends = end[split] + np.cumsum(picked[split]["natoms"], dtype=np.int64)
             end[split] = int(ends[-1]) if len(ends) else end[split]
             writers[split, "offsets"].write(ends)
-            writers[split, "energy"].write(picked["energy"])
-            writers[split, "molecule"].write(picked["molecule"])
+            writers[split, "energy"].write(picked[split]["energy"])
+            writers[split, "molecule"].write(picked[split]["molecule"])
+        del rows, part, order
         for name in chunks.FLAT:  # one after the other: only one is in memory
             array = _bucket_flat(pieces, name)
             for split in pack.SPLITS:
-                writers[split, name].write(array[index[split]])
-                if name == "z":
-                    elements[split] += np.bincount(array[index[split]], minlength=ELEMENTS)
+                for first in range(0, len(picked[split]), WRITE_ROWS):
+                    some = picked[split][first : first + WRITE_ROWS]
+                    values = array[chunks.ragged(some["start"], some["natoms"].astype(np.int64))]
+                    writers[split, name].write(values)
+                    if name == "z":
+                        elements[split] += np.bincount(values, minlength=ELEMENTS)
     return {
         "files": {f"{split}/{name}.npy": writer.close() for (split, name), writer in writers.items()},
         "counts": {
