@@ -75,7 +75,7 @@ def read(entry: dict, task: Task) -> Iterator[Samples]:
             if neutral and not (q == 0 and s == 1 and data.get("data_id") in NEUTRAL_IDS):
                 block.dropped["not in the neutral subset"] += 1
                 continue
-            if np.any(_flat(row.get("pbc", ()))):
+            if any(_flat(row.get("pbc", ()))):
                 raise UserError(f"{shard}: row {number} is periodic; only molecules are supported")
             for key in ("numbers", "positions", "energy", "forces"):
                 if row.get(key) is None:
