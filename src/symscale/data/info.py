@@ -15,7 +15,7 @@ def summary(manifest: dict) -> str:
     """A few lines from the manifest: counts, normalisation, what was dropped, leakage and checks."""
     from ase.data import chemical_symbols as symbols
 
-    lines = [_source(manifest["entry"])] if "entry" in manifest else []
+    lines = []
     for split in ("train", "val"):
         counts = manifest["counts"][split]
         elements = ", ".join(f"{symbols[int(z)]} {n}" for z, n in counts["elements"].items())
@@ -23,6 +23,7 @@ def summary(manifest: dict) -> str:
         lines.append(
             f"{split}: {counts['molecules']} molecules, {counts['atoms']} atoms (mean {mean:.1f}): {elements}"
         )
+    lines += [_source(manifest["entry"])] if "entry" in manifest else []
     lines.append(
         f"referenced energies of train: mean {manifest['mu']:.4f} eV, sigma {manifest['sigma']:.4f} eV"
     )

@@ -49,7 +49,8 @@ _COMMON = {
         "exclusiveMinimum": 0,
     },
     "max_residual": {
-        "description": "Drop molecules whose referenced energy per atom is beyond this, eV/atom.",
+        "description": "Drop molecules whose energy per atom is further than this from least squares on the "
+        "elements, eV/atom.",
         "type": "number",
         "exclusiveMinimum": 0,
     },
