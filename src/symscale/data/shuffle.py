@@ -30,9 +30,10 @@ def write_pack(stems: list[str], folder: str) -> dict:
     The parts of a chunk, ``chunks.read_part``, say of every row whether it is for TRAIN, VAL or DROPPED.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    molecules, atoms, charges, spins = Counter(), Counter(), Counter(), Counter()
+    molecules, atoms, charges, spins, staged = Counter(), Counter(), Counter(), Counter(), 0
     for stem in stems:
         rows, part = chunks.read_rows(stem), chunks.read_part(stem)
+        staged += int(rows["natoms"].sum())
         for split, which in zip(pack.SPLITS, (TRAIN, VAL), strict=True):
             molecules[split] += int((part == which).sum())
             atoms[split] += int(rows["natoms"][part == which].sum())
@@ -45,7 +46,7 @@ def write_pack(stems: list[str], folder: str) -> dict:
             f"{folder}: no space left to write it: the pack takes {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
             "free space or move the data folder, then run again: what was finished is kept"
         )
-    cuts = _cuts(stems, max(1, -(-atoms.total() * ATOM_BYTES // BUCKET_BYTES)))
+    cuts = _cuts(stems, max(1, -(-staged * ATOM_BYTES // BUCKET_BYTES)))  # dropped ones are read too
     writers = _open_writers(folder, molecules, atoms)
     end = dict.fromkeys(pack.SPLITS, 0)
     elements = {split: np.zeros(ELEMENTS, dtype=np.int64) for split in pack.SPLITS}
