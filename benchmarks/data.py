@@ -1,6 +1,6 @@
 """Speed and memory of data, measured beside the usual way of doing it.
 
-    python benchmarks/data.py [import|batches|model|memory|scale ...]
+    python benchmarks/data.py [import|growth|batches|model|memory|scale ...]
 
 Sides alternate, times are CPU seconds of one thread, the best of several rounds (the machine may be shared).
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from symscale.data.pack import open_pack
 
 MEAN_ATOMS = 27  # of OMol25's neutral subset: 9.2e8 atoms in 34M samples
 SHARDS, ROWS = 4, 3000
+TRAIN_SECONDS = 12  # of CPU time, the start included
 
 
 def write_shards(folder: Path) -> None:
@@ -94,21 +96,73 @@ def bench_import(folder: Path) -> None:
 
     from symscale.data.stage import stage_all
 
-    def staged(processes):
-        def side():
-            with tempfile.TemporaryDirectory() as staging:
-                tasks = [t for t in omol25.tasks(entry) for _ in range(4)]
-                return rate(
-                    lambda: stage_all(staging, entry, tasks, processes), len(tasks) * ROWS, time.perf_counter
-                )
+    tasks = [t for t in omol25.tasks(entry) for _ in range(16)]
+    count = len(tasks) * ROWS
+    print(f"whole staging of {count} samples, CPU time of all processes (start of the workers included):")
+    for processes in (1, 2):
+        with tempfile.TemporaryDirectory() as staging:
+            before, start = cpu_seconds(), time.perf_counter()
+            stage_all(staging, entry, tasks, processes)
+            spent, wall = cpu_seconds() - before, time.perf_counter() - start
+        print(
+            f"  {processes} process(es): {1e6 * spent / count:.1f} us a sample; {spent:.1f} s of CPU in {wall:.1f} s,"
+            f" so {spent / wall:.2f} cores were free; {count / wall:.0f} samples/s"
+        )
 
-        return side
 
-    found = best({f"{p} process(es)": staged(p) for p in (1, 2)}, rounds=2)
-    one, two = found.values()
-    print(
-        f"  whole staging, wall time: {one:.0f} samples/s with 1 process, {two:.0f} with 2 ({two / one:.2f}x)"
-    )
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage)
+
+
+GROW = """
+import json, sys
+from symscale.data.build import build_pack
+def peak_mb():
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1024
+
+
+manifest, _ = build_pack({"source": "omol25", "train": sys.argv[1], "validation": 0.02}, sys.argv[2], 1)
+size = sum(file["bytes"] for file in manifest["files"].values())
+print(json.dumps([sum(c["molecules"] for c in manifest["counts"].values()), size, peak_mb()]))
+"""
+
+
+def bench_growth(folder: Path) -> None:
+    """Peak memory of one process that imports sets of growing size: the same shard under 10, 40 and 160 names."""
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase_db_backends.aselmdb import LMDBDatabase
+
+    from symscale.data.sources import xtb
+
+    frames = []  # real molecules, so that nothing is dropped and the checks have something to check
+    for task in xtb.tasks({"molecules": 100}):
+        for s in xtb.read({}, task):
+            ends = np.cumsum(s.counts)
+            for first, end, energy in zip(ends - s.counts, ends, s.energy, strict=True):
+                atoms = Atoms(s.z[first:end], s.pos[first:end])
+                atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=s.forces[first:end])
+                frames.append(atoms)
+    shard = folder / "one.aselmdb"
+    with LMDBDatabase(str(shard)) as database:
+        for row in range(10_000):
+            data = {"charge": 0, "spin": 1, "data_id": "spice", "source": str(row)}
+            database.write(frames[row % len(frames)], data=data)
+    for names in (10, 40, 160):
+        grown = folder / f"grown{names}"
+        grown.mkdir()
+        for name in range(names):
+            os.link(shard, grown / f"data{name:04d}.aselmdb")
+        out = folder / f"pack{names}"
+        result = subprocess.run(
+            [sys.executable, "-c", GROW, grown, out], stdout=subprocess.PIPE, text=True, check=True
+        )
+        samples, size, peak = json.loads(result.stdout)
+        print(f"import of {samples} samples into a pack of {size / 2**20:.0f} MB: peak {peak:.0f} MB")
+        shutil.rmtree(out)
 
 
 def synthetic_pack(folder: Path, molecules: int, sparse: bool = False) -> Path:
@@ -245,61 +299,107 @@ def bench_model(folder: Path) -> None:
 READ = """
 import json, sys, time
 import numpy as np
-from symscale.data.loader import Plan, batches
+from symscale.data.loader import Plan
 from symscale.data.pack import open_pack
 def peak_mb():  # not ru_maxrss, which a child inherits from its parent
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1024
 
 
-folder, steps, train = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "train"
+folder, steps = sys.argv[1], int(sys.argv[2])
 start = time.perf_counter()
 pack = open_pack(folder)
 opened = time.perf_counter() - start
 part = pack.train.prefix(0.5)
-if train:
-    import torch
-    from symscale.models.mpnn import MPNN
-    torch.set_num_threads(1)
-    model = MPNN(width=16, depth=2)
 before = peak_mb()
 start = time.perf_counter()
 seen = 0
 for seed in (0, 1):
     plan = Plan(part, 64, seed=seed)
-    if not train:
-        for step in range(0, steps):
-            seen += len(part.gather(plan[step]).counts)
-        continue
-    for step, batch in enumerate(batches(part, pack, plan=plan, cutoff=6.0, max_neighbors=30)):
-        if step == steps:
-            break
-        energy, forces = model(batch)
-        (energy.square().mean() + forces.square().mean()).backward()
-        model.zero_grad()
-        seen += batch.num_graphs
+    for step in range(0, steps):
+        seen += len(part.gather(plan[step]).counts)
 print(json.dumps({"opened": opened, "before": before, "peak": peak_mb(), "samples": seen,
                   "seconds": time.perf_counter() - start}))
 """
 
 
-def run_reader(folder: Path, steps: int, what: str, prefix: tuple[str, ...] = ()) -> dict:
-    command = [*prefix, sys.executable, "-c", READ, str(folder), str(steps), what]
+def run_reader(folder: Path, steps: int, prefix: tuple[str, ...] = ()) -> dict:
+    command = [*prefix, sys.executable, "-c", READ, str(folder), str(steps)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         sys.exit(f"reader failed ({result.returncode}): {result.stderr[-500:]}")
     return json.loads(result.stdout)
 
 
-def memory_cgroup(limit: int) -> Path | None:
-    """A version-1 memory cgroup with ``limit`` bytes, page cache included; None without the right to make one."""
-    group = Path("/sys/fs/cgroup/memory/symscale_benchmark")
-    try:
-        group.mkdir(exist_ok=True)
-        (group / "memory.limit_in_bytes").write_text(str(limit))
-        return group
-    except OSError:
-        return None
+def memory_cgroup(limit: int) -> tuple[Path, Path] | None:
+    """A cgroup that may use ``limit`` bytes, page cache included, and the file of its peak; None without a right."""
+    for root, name, peak in (
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.max_usage_in_bytes"),  # version 1
+        ("/sys/fs/cgroup", "memory.max", "memory.peak"),  # version 2
+    ):
+        group = Path(root) / "symscale_benchmark"
+        try:
+            group.mkdir(exist_ok=True)
+            if not (group / "cgroup.procs").exists():  # no cgroup file system
+                group.rmdir()
+                continue
+            (group / name).write_text(str(limit))
+            return group, group / peak
+        except OSError:
+            continue
+    return None
+
+
+def train_peak(folder: Path, pack: Path, seconds: float, prefix: tuple[str, ...] = ()) -> tuple[float, int]:
+    """Peak resident MB of `symscale train` after ``seconds`` of CPU time, and the molecules it had trained on.
+
+    Seed 1: the molecules of a step come from all over the pack.
+    """
+    from symscale import cells
+
+    config = {
+        "dataset": "x",
+        "datasets": {"x": {"source": "files", "path": "x"}},
+        "architectures": {"mpnn": {"axis": "w", "depth": 2, "base_width": 16, "widths": [16]}},
+        "training": {"batch_size": 64, "validation_molecules": 500},
+    }
+    run = Path(tempfile.mkdtemp(dir=folder))
+    spec = cells.parse_name(config, "mpnn_w16_s1")
+    (run / "cell.json").write_text(cells.cell_document(config, spec))
+    command = [
+        *prefix,
+        sys.executable,
+        "-m",
+        "symscale",
+        "train",
+        "--cell",
+        str(run / "cell.json"),
+        "--threads",
+        "1",
+    ]
+    command += [
+        "--data",
+        str(pack),
+        "--checkpoint",
+        str(run / "checkpoint"),
+        "--output",
+        str(run / "curve.parquet"),
+    ]
+    with open(run / "log", "w") as log:
+        process = subprocess.Popen([*command, "--device", "cpu"], stderr=log)
+    ticks = os.sysconf("SC_CLK_TCK")
+    while process.poll() is None:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        if (int(fields[11]) + int(fields[12])) / ticks > seconds:
+            break
+        time.sleep(0.2)
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    process.terminate()
+    process.wait()
+    text = (run / "log").read_text()
+    if "VmHWM" not in status or not (step := re.search(r"saved at step (\d+)", text)):
+        sys.exit(f"symscale train ended by itself: {text[-500:]}")
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024, int(step[1]) * 64
 
 
 def bench_memory(folder: Path) -> None:
@@ -307,30 +407,35 @@ def bench_memory(folder: Path) -> None:
     small = synthetic_pack(folder / "small", 25_000)
     large = synthetic_pack(folder / "large", 2_500_000)
     size = sum(f.stat().st_size for f in large.rglob("*.npy")) / 2**20
-    for what, steps in (("gather", 10_000), ("train", 40)):
-        a, b = run_reader(small, min(steps, 150), what), run_reader(large, steps, what)
-        print(
-            f"{what}: peak {a['peak']:.0f} MB on a pack of {size / 100:.0f} MB, {b['peak']:.0f} MB on one of "
-            f"{size:.0f} MB ({b['samples']} samples read): {b['peak'] - a['peak']:+.0f} MB"
-        )
+    a, b = run_reader(small, 150), run_reader(large, 4_000)
+    print(
+        f"reading: peak {a['peak']:.0f} MB on a pack of {size / 100:.0f} MB, {b['peak']:.0f} MB on one of "
+        f"{size:.0f} MB ({b['samples']} samples): {b['peak'] - a['peak']:+.0f} MB"
+    )
+    (a, seen), (b, more) = (train_peak(folder, pack, TRAIN_SECONDS) for pack in (small, large))
+    print(
+        f"symscale train for {TRAIN_SECONDS} s of CPU: peak {a:.0f} MB on a pack of {size / 100:.0f} MB ({seen} "
+        f"molecules), {b:.0f} MB on one of {size:.0f} MB ({more} molecules): {b - a:+.0f} MB"
+    )
     limit = 600 * 2**20
-    group = memory_cgroup(limit)
-    if group is None:
+    made = memory_cgroup(limit)
+    if made is None:
         print("no right to make a memory cgroup here: not shown under a limit")
         return
+    group, peak_file = made
     for path in large.rglob("*.npy"):  # out of the page cache, which belongs to who read a page first
         with open(path, "rb") as f:
             os.fsync(f.fileno())
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     enter = ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$0" "$@"')
-    found = run_reader(large, 10_000, "gather", enter)
-    peak = int((group / "memory.max_usage_in_bytes").read_text()) / 2**20
+    found = run_reader(large, 4_000, enter)
+    trained, seen = train_peak(folder, large, TRAIN_SECONDS, enter)
+    peak = int(peak_file.read_text()) / 2**20
     print(
         f"in a cgroup of {limit / 2**20:.0f} MB (page cache included, {peak:.0f} MB used at most): "
-        f"{found['samples']} samples of the {size:.0f} MB pack at {found['samples'] / found['seconds']:.0f}/s"
+        f"{found['samples']} samples of the {size:.0f} MB pack at {found['samples'] / found['seconds']:.0f}/s; "
+        f"symscale train on it: {seen} molecules, peak resident {trained:.0f} MB"
     )
-    found = run_reader(large, 40, "train", enter)
-    print(f"  training there: {found['samples']} samples, peak resident {found['peak']:.0f} MB")
     group.rmdir()
 
 
@@ -339,7 +444,7 @@ def bench_scale(folder: Path) -> None:
     big = synthetic_pack(folder / "scale", 34_335_828, sparse=True)
     nominal = sum(f.stat().st_size for f in big.rglob("*.npy")) / 1e9
     steps = round(0.01 * 34_335_828 / 64 / 2)
-    found = run_reader(big, steps, "gather")
+    found = run_reader(big, steps)
     print(
         f"34,335,828 molecules ({nominal:.1f} GB nominal): opened in {found['opened'] * 1e3:.1f} ms; "
         f"{found['samples']} samples (1 %) of a fraction of 0.5, half in order and half shuffled, at "
@@ -350,6 +455,7 @@ def bench_scale(folder: Path) -> None:
 
 BENCHMARKS = {
     "import": bench_import,
+    "growth": bench_growth,
     "batches": bench_batches,
     "model": bench_model,
     "memory": bench_memory,

@@ -12,7 +12,7 @@ from pathlib import Path
 from symscale import cells
 from symscale import config as configs
 from symscale.cells import CellSpec
-from symscale.data.sources.schema import missing_inputs
+from symscale.data.sources.schema import missing_inputs, source_state
 from symscale.errors import UserError
 
 # how a rule calls the command line: with the Python that runs Snakemake, whether or not its bin/ is on PATH
@@ -88,6 +88,10 @@ class Sweep:
 
     def dataset_json(self, wildcards) -> str:
         return json.dumps(self.dataset(wildcards.pack), sort_keys=True)
+
+    def source_state(self, wildcards) -> str:
+        """Changes when the files behind a pack do, so that Snakemake packs again."""
+        return source_state(self.dataset(wildcards.pack), f"{self.data_dir}/{wildcards.pack}")
 
     def cell_json(self, wildcards) -> str:
         return cells.cell_document(self.config, self.spec(wildcards.cell))

@@ -127,6 +127,19 @@ def test_what_means_nothing_is_dropped_and_counted(tmp_path, molecules):
     assert kept["outliers"] == {"force above 20 eV/Angstrom": 1, "energy beyond 0.8 eV/atom": 1}
 
 
+def test_outliers_do_not_depend_on_given_references(tmp_path, molecules):
+    """Energies of single atoms as references leave eV per atom to every molecule; that makes none an outlier."""
+    wild = [type(m)(**vars(m)) for m in molecules]
+    wild[6].energy = wild[6].energy + 30.0
+    path = write(tmp_path / "a.npz", wild)
+    atoms = {"H": -8.0, "C": -45.0, "N": -70.0, "O": -100.0}  # eV, some above what least squares finds
+    for references in ({}, {"references": atoms}):
+        kept = pack(tmp_path, path, split="random", check="off", **references)
+        assert kept["outliers"] == {"force above 20 eV/Angstrom": 0, "energy beyond 0.8 eV/atom": 1}
+        dropped = pack(tmp_path, path, split="random", check="off", max_residual=1.0, **references)["dropped"]
+        assert dropped == {"energy beyond max_residual": 1}
+
+
 def test_validation_molecules_with_unknown_elements_are_dropped(tmp_path, molecules):
     """An element that training never saw has no reference: its energy would mean nothing."""
     odd = type(molecules[0])(**vars(molecules[0]))

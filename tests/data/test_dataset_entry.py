@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,8 @@ def test_pack_and_data_info_commands(tmp_path, toy_entry, run_symscale):
     assert (
         first.returncode == 0 and f"{out}: packed" in first.stderr and "train: 30 molecules" in first.stderr
     )
+    assert re.search(r"omol25: 100%.*36/36 \[.*sample/s\]", first.stderr)  # progress, time and rate
+    assert "energies declared in eV" in first.stderr and "charge: 0 (36 samples)" in first.stderr
     again = run_symscale(*arguments)
     assert again.returncode == 0 and "already packed, and its source is unchanged" in again.stderr
     info = run_symscale("data-info", out, "--svg", tmp_path / "a.svg", "--verify")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
+from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -153,6 +155,81 @@ def test_truncated_shard_is_refused_by_name(shard, ase_atoms, write_shard, tmp_p
     big.write_bytes(b"")
     with pytest.raises(UserError, match=r"data0001.aselmdb: is empty"):
         omol25.tasks({"source": "omol25", "train": str(folder)})
+
+
+@pytest.fixture
+def long_shard(tmp_path, ase_atoms, write_shard):
+    """300 rows, of which every third is too large for a page and has pages of its own."""
+    rng = np.random.default_rng(0)
+    large = Atoms("H80", rng.normal(size=(80, 3)) * 9)
+    large.calc = SinglePointCalculator(large, energy=-1.0, forces=rng.normal(size=(80, 3)))
+    return write_shard(tmp_path / "data0000.aselmdb", [large, *ase_atoms[:2]] * 100)
+
+
+def used_bytes(shard) -> int:
+    """Up to the end of the last page with a row, from where LMDB itself finds the rows in memory."""
+    with (
+        lmdb.open(str(shard), subdir=False, readonly=True, lock=False) as env,
+        env.begin(buffers=True) as txn,
+    ):
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        base = int(next(line for line in maps if line.endswith(str(shard))).partition("-")[0], 16)
+        ends = []
+        for item in txn.cursor():
+            ends += [np.frombuffer(part, np.uint8).ctypes.data + len(part) - base for part in item]
+        return -(-max(ends) // 4096) * 4096
+
+
+def test_no_cut_of_a_shard_is_too_small_to_be_noticed(long_shard):
+    """One page less than its rows use: reading on would kill the process."""
+    entry = {"source": "omol25", "train": str(long_shard)}
+    size, used = long_shard.stat().st_size, used_bytes(long_shard)
+    assert len(read_all(entry)) == 300
+    for cut in (4096, 20_000, 60_000):
+        os.truncate(long_shard, used - cut)
+        with pytest.raises(UserError, match=rf"data0000.aselmdb: cut off: {used - cut} of {size} bytes"):
+            omol25.tasks(entry)
+
+
+def test_shard_that_ends_before_its_free_pages_is_read_whole(long_shard):
+    """LMDB need not write a page that is freed at once, so the file may be shorter than its pages are many."""
+    from ase_db_backends.aselmdb import LMDBDatabase
+
+    with LMDBDatabase(str(long_shard)) as database:
+        database.delete(range(150, 301))
+    entry = {"source": "omol25", "train": str(long_shard)}
+    before = read_all(entry)
+    size, used = long_shard.stat().st_size, used_bytes(long_shard)
+    assert len(before) == 149 and used < size
+    os.truncate(long_shard, used)
+    assert [sample[3] for sample in read_all(entry)] == [sample[3] for sample in before]
+    os.truncate(long_shard, used - 4096)
+    with pytest.raises(UserError, match="cut off"):
+        omol25.tasks(entry)
+
+
+def test_damaged_pages_are_refused_by_name(long_shard):
+    """Zeros in the place of a page, as a broken download leaves them."""
+    with open(long_shard, "r+b") as f:
+        size = long_shard.stat().st_size
+        for place in range(8192, size, 4096):
+            f.seek(place)
+            f.write(bytes(4096))
+    with pytest.raises(UserError, match=r"data0000.aselmdb: "):
+        omol25.tasks({"source": "omol25", "train": str(long_shard)})
+
+
+def test_blocks_of_a_task_are_bounded_by_atoms_and_change_nothing(
+    toy_entry, toy_folder, tmp_path, monkeypatch
+):
+    """Molecules many times larger than the mean come in smaller blocks; the pack is the same to the last bit."""
+    whole = list(omol25.read(toy_entry, omol25.tasks(toy_entry)[0]))
+    monkeypatch.setattr(omol25, "BLOCK_ATOMS", 25)
+    blocks = list(omol25.read(toy_entry, omol25.tasks(toy_entry)[0]))
+    assert len(whole) == 1 and len(blocks) > 3 and max(len(block.z) for block in blocks) <= 25
+    assert np.array_equal(np.concatenate([block.pos for block in blocks]), whole[0].pos)
+    build_pack(toy_entry, str(tmp_path / "pack"), 1)
+    assert open_pack(str(tmp_path / "pack")).manifest["files"] == open_pack(toy_folder).manifest["files"]
 
 
 @pytest.mark.parametrize("value", [b"not zlib", zlib.compress(b"not json"), zlib.compress(b"{}")[:-2]])

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from symscale.data import build, pack, shuffle, sources
+from symscale.data import build, shuffle, sources
 from symscale.data.build import build_pack
 from symscale.data.pack import open_pack, verify
 from symscale.errors import UserError
@@ -160,78 +154,6 @@ def test_a_folder_with_a_manifest_of_its_own_is_never_replaced(manifest, toy_ent
     assert (tmp_path / "web" / "index.html").exists()
 
 
-def test_killed_while_packing_resumes_to_the_same_pack(tmp_path):
-    """SIGKILL after the first finished piece: no pack, no orphans; the next run keeps that piece and the pack's
-    bytes are those of an uninterrupted run."""
-    out = tmp_path / "a b" / "killed"
-    out.parent.mkdir()
-    command = [sys.executable, "-m", "symscale", "pack", "--entry", json.dumps(XTB), "--out", str(out)]
-    process = subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.DEVNULL)
-    first = Path(f"{out}.partial") / "staging" / "000000.json"
-    second = Path(f"{out}.partial") / "staging" / "000001.json"
-    while not (first.exists() or second.exists()):
-        assert process.poll() is None
-        time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not out.exists() and children
-    done = next(p for p in (first, second) if p.exists())
-    stamp = done.stat().st_mtime_ns
-    while any(Path(f"/proc/{pid}").exists() and "Z" not in _state(pid) for pid in children):
-        time.sleep(0.01)  # workers notice that their parent is gone
-    calls = []
-    original = build.stage_all
-
-    def watched(staging, *arguments):
-        calls.append((Path(staging) / done.name).stat().st_mtime_ns)
-        return original(staging, *arguments)
-
-    build.stage_all = watched
-    try:
-        build_pack(XTB, str(out), 1)
-    finally:
-        build.stage_all = original
-    assert calls == [stamp]
-    build_pack(XTB, str(tmp_path / "whole"), 2)
-    assert open_pack(str(out)).content_hash == open_pack(str(tmp_path / "whole")).content_hash
-
-
-def _state(pid: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "Z"
-
-
-@pytest.mark.parametrize("limit", [600, 3000])
-def test_disk_full_is_one_message_and_leaves_no_pack(toy_entry, tmp_path, run_symscale, limit):
-    """Files may not grow beyond ``limit`` bytes: staging fails at 600, the final arrays at 3000. With room, the same
-    command then finishes."""
-    out = tmp_path / "full"
-    arguments = ("pack", "--entry", json.dumps(toy_entry), "--out", out, "--processes", 1)
-    result = run_symscale(
-        *arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    )
-    assert result.returncode == 1 and not out.exists()
-    message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith("symscale pack: ") and ".npy: no space left to write it" in message
-    assert ("staging" in message) == (limit == 600)
-    assert "Traceback" not in result.stderr
-    assert run_symscale(*arguments).returncode == 0 and open_pack(str(out))
-
-
-def test_too_small_a_disk_is_noticed_before_writing(toy_entry, tmp_path, monkeypatch):
-    """The arrays' size is known beforehand; staging is kept for the next run."""
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shuffle.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"the pack takes 0.0 GB, 0.0 GB are free"):
-        build_pack(toy_entry, str(tmp_path / "a"), 1)
-    assert not (tmp_path / "a").exists()
-    monkeypatch.undo()
-    assert build_pack(toy_entry, str(tmp_path / "a"), 1)[1]
-
-
 def test_unwritable_folder_is_one_message(open_folder, ordinary_user):
     """Rights are missing where the pack should go."""
     with ordinary_user(), pytest.raises(UserError, match=r"out.partial: Permission denied; correct"):
@@ -245,60 +167,3 @@ def test_two_processes_cannot_pack_into_one_folder(toy_entry, tmp_path):
     with build._lock(f"{out}.partial"), pytest.raises(UserError, match="another process is packing"):
         build_pack(toy_entry, out, 1)
     assert build_pack(toy_entry, out, 1)[1]
-
-
-@pytest.mark.parametrize(("release_bytes", "bounded"), [(pack.RELEASE_BYTES, True), (2**60, False)])
-def test_reading_a_large_pack_takes_constant_memory(tmp_path, release_bytes, bounded):
-    """5 million molecules (3.5 GB of arrays, sparse): 300,000 read in order and 10,000 scattered over a data fraction
-    raise the resident peak by less than 200 MB; without giving pages back, by far more."""
-    folder = sparse_pack(tmp_path / "big", 5_000_000, 27)
-    code = """
-import sys
-import numpy as np
-from symscale.data import pack
-def peak_mb():  # not ru_maxrss, which a child inherits from its parent
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1024
-pack.RELEASE_BYTES = int(sys.argv[2])
-part = pack.open_pack(sys.argv[1]).train.prefix(0.5)
-before = peak_mb()
-scattered = np.random.default_rng(0).integers(0, len(part), 10_000)
-for first in range(0, 300_000, 500):
-    assert part.gather(np.arange(first, first + 500)).counts.sum() == 27 * 500
-for first in range(0, 10_000, 100):
-    assert part.gather(scattered[first : first + 100]).counts.sum() == 27 * 100
-print(peak_mb() - before)
-"""
-    command = [sys.executable, "-c", code, str(folder), str(release_bytes)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    print("grew by MB:", result.stdout)
-    assert (float(result.stdout) < 200) == bounded
-
-
-def sparse_pack(folder: Path, molecules: int, atoms: int) -> Path:
-    """A pack of equal sizes whose arrays are holes but for the offsets."""
-    files, counts = {}, {}
-    for split, m in (("train", molecules), ("val", 1)):
-        (folder / split).mkdir(parents=True)
-        for name, (dtype, trailing) in pack.ARRAYS.items():
-            rows = {"offsets": m + 1, "energy": m, "molecule": m}.get(name, m * atoms)
-            with open(folder / split / f"{name}.npy", "wb") as f:
-                header = {"descr": dtype, "fortran_order": False, "shape": (rows, *trailing)}
-                np.lib.format.write_array_header_1_0(f, header)
-                if name == "offsets":
-                    f.write((np.arange(rows) * atoms).astype(dtype).tobytes())
-                f.truncate(128 + rows * np.dtype(dtype).itemsize * int(np.prod(trailing)))
-            size = (folder / split / f"{name}.npy").stat().st_size
-            files[f"{split}/{name}.npy"] = {"bytes": size, "shape": [rows, *trailing], "sha256": ""}
-        counts[split] = {"molecules": m}
-    manifest = {
-        "format": pack.FORMAT,
-        "files": files,
-        "counts": counts,
-        "references": {},
-        "mu": 0.0,
-        "sigma": 1.0,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"content_hash": "sparse"}))
-    return folder

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import numpy as np
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from symscale.data.checks import check_labels
 from symscale.data.reference import ELEMENTS, LeastSquares, References
 from symscale.data.shuffle import write_pack
 from symscale.data.sources import source_module
-from symscale.data.sources.schema import input_paths, missing_inputs, thresholds
+from symscale.data.sources.schema import fingerprint, input_paths, missing_inputs, thresholds
 from symscale.data.split import DROPPED, TRAIN, VAL, assign, duplicates, leakage
 from symscale.data.stage import stage_all
 from symscale.errors import UserError
@@ -67,9 +68,9 @@ def build_pack(entry: dict, out: str, processes: int | None = None) -> tuple[dic
             )
         names = [task.name for task in tasks]
         labels = check_labels(stems, names, entry)
-        parts = assign(stems, given, entry)
-        references, stats = _references(stems, parts, entry, staged)
-        manifest = write_pack(stems, parts, os.path.join(work, "pack"))
+        assign(stems, given, entry)
+        references, stats = _references(stems, entry, staged)
+        manifest = write_pack(stems, os.path.join(work, "pack"))
         manifest |= {
             "format": pack.FORMAT,
             "entry": entry,
@@ -79,8 +80,8 @@ def build_pack(entry: dict, out: str, processes: int | None = None) -> tuple[dic
             "dropped": {reason: count for reason, count in staged.items() if count},
             "rare_elements": {str(z): n for z, n in references.rare_elements().items()},
             "undetermined_elements": references.undetermined_elements(),
-            "leakage": leakage(stems, parts),
-            "duplicates": duplicates(stems, parts),
+            "leakage": leakage(stems),
+            "duplicates": duplicates(stems),
             "labels": labels,
             "seconds": round(time.time() - started, 1),
         }
@@ -93,19 +94,6 @@ def build_pack(entry: dict, out: str, processes: int | None = None) -> tuple[dic
         _install(os.path.join(work, "pack"), out)
         shutil.rmtree(work, ignore_errors=True)
     return manifest, True
-
-
-def fingerprint(entry: dict) -> dict[str, list[int]]:
-    """Size and time of change of every file the entry reads."""
-    found = {}
-    for path in input_paths(entry):
-        files = (
-            [os.path.join(d, f) for d, _, fs in os.walk(path) for f in fs] if os.path.isdir(path) else [path]
-        )
-        for name in sorted(f for f in files if not f.endswith("-lock")):
-            status = os.stat(name)
-            found[name] = [status.st_size, status.st_mtime_ns]
-    return found
 
 
 @contextmanager
@@ -133,34 +121,35 @@ def _staging(work: str, entry: dict, source: dict) -> str:
     return staging
 
 
-def _references(
-    stems: list[str], parts: list[np.ndarray], entry: dict, dropped: Counter
-) -> tuple[References, dict]:
+def _references(stems: list[str], entry: dict, dropped: Counter) -> tuple[References, dict]:
     """References, mu and sigma of the training part; marks outliers and unreferenced samples as dropped."""
     limits = thresholds(entry)
     if "max_force" in limits:
-        for stem, part in zip(stems, parts, strict=True):
-            outlier = (chunks.read_rows(stem)["max_force"] > limits["max_force"]) & (part != DROPPED)
-            dropped["force above max_force"] += int(outlier.sum())
-            part[outlier] = DROPPED
-    references = _fit(stems, parts, entry)
+        for stem in stems:
+            too_large = chunks.read_rows(stem)["max_force"] > limits["max_force"]
+            dropped["force above max_force"] += _drop(stem, too_large)
+    # Outliers are always told from least squares: given references, as of single atoms, may leave eV per atom
+    fitted = _fit(stems)
     if "max_residual" in limits:
-        mu, _, _ = _moments(stems, parts, references)
-        for stem, part in zip(stems, parts, strict=True):
-            rows, residual, _ = _residuals(stem, references)
-            outlier = (np.abs(residual - mu) / rows["natoms"] > limits["max_residual"]) & (part != DROPPED)
-            dropped["energy beyond max_residual"] += int(outlier.sum())
-            part[outlier] = DROPPED
-        references = _fit(stems, parts, entry)
-    for stem, part in zip(stems, parts, strict=True):
-        _, _, determined = _residuals(stem, references)
-        unknown = (part == VAL) & ~determined
-        dropped["validation composition that training does not determine"] += int(unknown.sum())
-        part[unknown] = DROPPED
+        mu, _ = _moments(stems, fitted)
+        for stem in stems:
+            outlier = _deviation(stem, fitted, mu) > limits["max_residual"]
+            dropped["energy beyond max_residual"] += _drop(stem, outlier)
+        fitted = _fit(stems)
+    for stem in stems:
+        unknown = (chunks.read_part(stem) == VAL) & ~fitted.determined(_composition(stem))
+        dropped["validation composition that training does not determine"] += _drop(stem, unknown)
     for name, which in (("training", TRAIN), ("validation", VAL)):
-        if not any((part == which).any() for part in parts):
+        if not any((chunks.read_part(stem) == which).any() for stem in stems):
             raise UserError(f"no {name} samples are left; dropped: {dict(dropped)}")
-    mu, sigma, outliers = _moments(stems, parts, references)
+    outliers, (mu, _) = Counter(), _moments(stems, fitted)
+    for stem in stems:
+        kept = chunks.read_part(stem) != DROPPED
+        far = (_deviation(stem, fitted, mu) > 0.8)[kept]
+        outliers["force above 20 eV/Angstrom"] += int((chunks.read_rows(stem)["max_force"][kept] > 20).sum())
+        outliers["energy beyond 0.8 eV/atom"] += int(far.sum())
+    references = _given(fitted, entry)
+    mu, sigma = _moments(stems, references)
     if not sigma > 1e-9:
         raise UserError(
             "all referenced energies of the training part are equal, so sigma is 0: add more data"
@@ -168,59 +157,68 @@ def _references(
     return references, {"mu": mu, "sigma": sigma, "outliers": dict(outliers)}
 
 
-def _fit(stems: list[str], parts: list[np.ndarray], entry: dict) -> References:
+def _drop(stem: str, which: np.ndarray) -> int:
+    """Mark rows of a chunk as dropped; how many of them were not so before."""
+    part = chunks.read_part(stem)
+    fresh = which & (part != DROPPED)
+    if fresh.any():
+        part[fresh] = DROPPED
+        chunks.write_part(stem, part)
+    return int(fresh.sum())
+
+
+def _fit(stems: list[str]) -> References:
     fit = LeastSquares()
-    for stem, part in zip(stems, parts, strict=True):
-        rows = chunks.read_rows(stem)
-        train = part == TRAIN
+    for stem in stems:
+        train = chunks.read_part(stem) == TRAIN
         if train.any():
-            table = chunks.composition(rows, chunks.read_flat(stem, "z"))
-            fit.add(table[train], rows["energy"][train])
+            fit.add(_composition(stem)[train], chunks.read_rows(stem)["energy"][train])
     if not fit.molecules.any():
         raise UserError("no training samples are left: loosen max_force, max_residual or validation")
-    references = fit.solve()
-    if given := entry.get("references"):
-        from ase.data import atomic_numbers, chemical_symbols
-
-        values = np.zeros(ELEMENTS)
-        for symbol, value in given.items():
-            if symbol not in atomic_numbers:
-                raise UserError(f"references: {symbol}: no such element")
-            values[atomic_numbers[symbol]] = value
-        if lacking := [
-            chemical_symbols[z] for z in np.flatnonzero(fit.molecules) if chemical_symbols[z] not in given
-        ]:
-            raise UserError(f"references: no value for {', '.join(lacking)}, which the training part has")
-        references = References(values, references.scale, references.basis, references.molecules)
-    return references
+    return fit.solve()
 
 
-def _residuals(stem: str, references: References) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, referenced energies (eV) and whether the references are determined, of a chunk."""
+def _given(fitted: References, entry: dict) -> References:
+    """The references that the entry gives in the place of the fitted ones."""
+    if not (given := entry.get("references")):
+        return fitted
+    from ase.data import atomic_numbers, chemical_symbols
+
+    values = np.zeros(ELEMENTS)
+    for symbol, value in given.items():
+        if symbol not in atomic_numbers:
+            raise UserError(f"references: {symbol}: no such element")
+        values[atomic_numbers[symbol]] = value
+    present = [chemical_symbols[z] for z in np.flatnonzero(fitted.molecules)]
+    if lacking := [symbol for symbol in present if symbol not in given]:
+        raise UserError(f"references: no value for {', '.join(lacking)}, which the training part has")
+    return replace(fitted, values=values)
+
+
+def _composition(stem: str) -> np.ndarray:
+    return chunks.composition(chunks.read_rows(stem), chunks.read_flat(stem, "z"))
+
+
+def _deviation(stem: str, references: References, mu: float) -> np.ndarray:
+    """(M,) how far energies of a chunk are from what the elements say, eV/atom."""
     rows = chunks.read_rows(stem)
-    table = chunks.composition(rows, chunks.read_flat(stem, "z"))
-    return rows, rows["energy"] - table @ references.values, references.determined(table)
+    return np.abs(rows["energy"] - _composition(stem) @ references.values - mu) / rows["natoms"]
 
 
-def _moments(
-    stems: list[str], parts: list[np.ndarray], references: References
-) -> tuple[float, float, Counter]:
-    """Mean and standard deviation (eV) of the training part's referenced energies; outliers among all kept."""
-    count, mean, squares, outliers = 0, 0.0, 0.0, Counter()
-    for stem, part in zip(stems, parts, strict=True):
-        rows, residual, _ = _residuals(stem, references)
-        kept = part != DROPPED
-        outliers["force above 20 eV/Angstrom"] += int((rows["max_force"][kept] > 20).sum())
-        outliers["energy beyond 0.8 eV/atom"] += int((np.abs(residual / rows["natoms"])[kept] > 0.8).sum())
-        if not (part == TRAIN).any():
+def _moments(stems: list[str], references: References) -> tuple[float, float]:
+    """Mean and standard deviation (eV) of the training part's referenced energies."""
+    count, mean, squares = 0, 0.0, 0.0
+    for stem in stems:
+        train = chunks.read_part(stem) == TRAIN
+        if not train.any():
             continue
-        x = residual[part == TRAIN]
+        x = chunks.read_rows(stem)["energy"][train] - _composition(stem)[train] @ references.values
         # Chan, Golub and LeVeque's update: no cancellation however large the mean
         delta = x.mean() - mean
         squares += np.square(x - x.mean()).sum() + delta**2 * count * len(x) / (count + len(x))
         mean += delta * len(x) / (count + len(x))
         count += len(x)
-    return float(mean), float(np.sqrt(squares / max(count, 1))), outliers
+    return float(mean), float(np.sqrt(squares / max(count, 1)))
 
 
 def _refuse_foreign(out: str) -> None:

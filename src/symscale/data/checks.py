@@ -7,6 +7,7 @@ stands out, whatever the set.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -51,27 +52,27 @@ def check_labels(stems: list[str], names: list[str], entry: dict) -> dict:
     return found
 
 
-def _sampled(stems: list[str], count: int, max_atoms: int | None) -> list[tuple[str, np.ndarray]]:
+def _sampled(stems: list[str], count: int, max_atoms: int | None) -> Iterator[tuple[str, np.ndarray]]:
     """About ``count`` rows, shared out evenly over the files they came from, a random choice within each."""
-    by_file = defaultdict(list)
+
+    def usable(stem):
+        rows = chunks.read_rows(stem)
+        return rows if max_atoms is None else rows[(rows["natoms"] <= max_atoms) & (rows["natoms"] > 1)]
+
+    by_file = defaultdict(list)  # names only: all rows may be more than memory holds
     for stem in stems:
-        rows = chunks.read_rows(stem)  # sorted by a random key: the first are a random choice
-        if max_atoms is not None:
-            rows = rows[(rows["natoms"] <= max_atoms) & (rows["natoms"] > 1)]
-        if len(rows):
-            by_file[int(rows["file"][0])].append((stem, rows[:count]))
+        if len(rows := usable(stem)):
+            by_file[int(rows["file"][0])].append(stem)
     files = list(by_file.values())
-    files = (
-        [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).astype(int))]
-        if files
-        else []
-    )
-    share = max(1, count // max(1, len(files)))
-    picked = []
-    for file in files:
-        per_chunk = max(1, share // len(file))
-        picked += [(stem, rows[:per_chunk]) for stem, rows in file[:share]]
-    return picked
+    if not files:
+        return
+    places = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).astype(int))
+    share = max(1, count // len(places))
+    for place in places:
+        per_chunk = max(1, share // len(files[place]))
+        for stem in files[place][:share]:
+            # sorted by a random key, the first are a random choice; a copy, as a slice keeps the whole chunk alive
+            yield stem, usable(stem)[:per_chunk].copy()
 
 
 def _consistency(stems: list[str], names: list[str]) -> tuple[dict, list[str]]:

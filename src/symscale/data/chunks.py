@@ -180,6 +180,15 @@ def read_rows(stem: str) -> np.ndarray:
     return np.load(f"{stem}.rows.npy")
 
 
+def write_part(stem: str, part: np.ndarray) -> None:
+    """Which part each row of a chunk belongs to (M,), see ``split``; on disk, as a set may have billions of rows."""
+    write_array(f"{stem}.part.npy", part.astype("|u1"))
+
+
+def read_part(stem: str) -> np.ndarray:
+    return np.load(f"{stem}.part.npy")
+
+
 def read_flat(stem: str, name: str) -> np.ndarray:
     """A flat array of a chunk, memory-mapped."""
     return map_array(f"{stem}.{name}.npy")

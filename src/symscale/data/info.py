@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from symscale.data.pack import Pack, Split
+from symscale.data.sources.schema import input_paths
 
 SAMPLE = 100_000  # molecules looked at; packs are shuffled, so a prefix is a random choice
 _BAR = 40
@@ -22,6 +23,7 @@ def summary(manifest: dict) -> str:
         lines.append(
             f"{split}: {counts['molecules']} molecules, {counts['atoms']} atoms (mean {mean:.1f}): {elements}"
         )
+    lines += [_source(manifest["entry"])] if "entry" in manifest else []
     lines.append(
         f"referenced energies of train: mean {manifest['mu']:.4f} eV, sigma {manifest['sigma']:.4f} eV"
     )
@@ -33,6 +35,8 @@ def summary(manifest: dict) -> str:
         f"{leak['formula']}, the same molecule for {leak['molecule']}, the same structure for {leak['structure']}"
     )
     lines += [f"duplicate structures: {manifest['duplicates']}"] if manifest["duplicates"] else []
+    for what, name in (("charge", "charge"), ("spin", "spin multiplicity")):
+        lines.append(f"{name}: " + ", ".join(f"{value} ({n} samples)" for value, n in manifest[what].items()))
     charged = sum(n for q, n in manifest["charge"].items() if q != "0")
     open_shell = sum(n for s, n in manifest["spin"].items() if s != "1")
     if charged or open_shell:
@@ -46,6 +50,18 @@ def summary(manifest: dict) -> str:
         names = ", ".join(symbols[z] for z in manifest["undetermined_elements"])
         lines.append(f"references are only determined in combination for: {names}")
     return "\n".join([*lines, *manifest["labels"].get("messages", [])])
+
+
+def _source(entry: dict) -> str:
+    """Where the samples come from and in which units they were declared."""
+    paths = " and ".join(input_paths(entry)) or "made here"
+    units = {"energy": "eV", "length": "Angstrom"} | entry.get("units", {})
+    units.setdefault("forces", f"{units['energy']}/{units['length']}")
+    kind = "gradients" if entry.get("gradients") else "forces"
+    return (
+        f"source: {entry['source']}, {paths}; energies declared in {units['energy']}, lengths in {units['length']}, "
+        f"{kind} in {units['forces']}"
+    )
 
 
 def distributions(pack: Pack, split: Split) -> dict[str, np.ndarray]:

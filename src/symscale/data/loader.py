@@ -133,7 +133,7 @@ class Plan:
         max_atoms, max_edges = self.max_atoms or np.inf, self.max_edges or np.inf
         for first in range(0, len(self.split), block):
             indices = self._order(np.arange(first, min(first + block, len(self.split))), epoch)
-            counts = self.split.offsets[indices + 1] - self.split.offsets[indices]
+            counts = self.split.sizes(indices)
             degree = np.minimum(counts - 1, self.max_neighbors or np.inf)
             for place, (n, e) in enumerate(
                 zip(counts.tolist(), (counts * degree).tolist(), strict=True), first

@@ -130,6 +130,13 @@ class Split:
             raise UserError(f"data fraction {fraction}: it must be above 0 and at most 1")
         return replace(self, molecules=max(1, round(fraction * self.molecules)))
 
+    def sizes(self, indices: np.ndarray) -> np.ndarray:
+        """(G,) atoms of the molecules at ``indices``."""
+        offsets = self.maps["offsets"].array
+        found = offsets[indices + 1] - offsets[indices]
+        self._release(len(indices) * 16)
+        return found
+
     def gather(self, indices: np.ndarray) -> Molecules:
         """The molecules at ``indices`` (G,), in that order, copied flat."""
         indices = np.asarray(indices, dtype=np.int64)

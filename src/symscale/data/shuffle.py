@@ -19,21 +19,26 @@ from symscale.data.reference import ELEMENTS
 from symscale.data.split import DROPPED, TRAIN, VAL
 from symscale.errors import UserError
 
-BUCKET_BYTES = 128 * 2**20  # sorted at a time; about three times this in memory
+BUCKET_BYTES = 128 * 2**20  # sorted at a time; about as much is held in memory
+WRITE_ROWS = 10_000
 SAMPLE_BYTES, ATOM_BYTES = 24, 25  # of a pack
 
 
-def write_pack(stems: list[str], parts: list[np.ndarray], folder: str) -> dict:
+def write_pack(stems: list[str], folder: str) -> dict:
     """Write the arrays of both splits into ``folder``; their sizes and hashes, and counts, for the manifest.
 
-    ``parts`` says of every row of every chunk whether it is for TRAIN, VAL or DROPPED.
+    The parts of a chunk, ``chunks.read_part``, say of every row whether it is for TRAIN, VAL or DROPPED.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    natoms = [chunks.read_rows(stem)["natoms"] for stem in stems]
-    molecules, atoms = Counter(), Counter()
-    for split, which in zip(pack.SPLITS, (TRAIN, VAL), strict=True):
-        molecules[split] = sum(int((part == which).sum()) for part in parts)
-        atoms[split] = sum(int(n[part == which].sum()) for n, part in zip(natoms, parts, strict=True))
+    molecules, atoms, charges, spins, staged = Counter(), Counter(), Counter(), Counter(), 0
+    for stem in stems:
+        rows, part = chunks.read_rows(stem), chunks.read_part(stem)
+        staged += int(rows["natoms"].sum())
+        for split, which in zip(pack.SPLITS, (TRAIN, VAL), strict=True):
+            molecules[split] += int((part == which).sum())
+            atoms[split] += int(rows["natoms"][part == which].sum())
+        charges.update(rows["charge"][part != DROPPED].tolist())
+        spins.update(rows["spin"][part != DROPPED].tolist())
     size = molecules.total() * SAMPLE_BYTES + atoms.total() * ATOM_BYTES
     free = shutil.disk_usage(os.path.dirname(folder)).free
     if size > free:
@@ -41,33 +46,32 @@ def write_pack(stems: list[str], parts: list[np.ndarray], folder: str) -> dict:
             f"{folder}: no space left to write it: the pack takes {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
             "free space or move the data folder, then run again: what was finished is kept"
         )
-    buckets = max(1, -(-atoms.total() * ATOM_BYTES // BUCKET_BYTES))
-    # First row of each key range in each chunk; the last range is closed, so that the largest key is in it
-    bounds = np.array([b * 2**64 // buckets for b in range(buckets)], dtype=np.uint64)
-    cuts = [
-        [*np.searchsorted(chunks.read_rows(stem)["key"], bounds), len(n)]
-        for stem, n in zip(stems, natoms, strict=True)
-    ]
+    cuts = _cuts(stems, max(1, -(-staged * ATOM_BYTES // BUCKET_BYTES)))  # dropped ones are read too
     writers = _open_writers(folder, molecules, atoms)
     end = dict.fromkeys(pack.SPLITS, 0)
     elements = {split: np.zeros(ELEMENTS, dtype=np.int64) for split in pack.SPLITS}
-    charges, spins = Counter(), Counter()
+    buckets = cuts.shape[1] - 1
     for bucket in tqdm(range(buckets), desc="shuffle", unit="bucket", disable=buckets < 3, mininterval=1):
-        rows, part, flat = _bucket(stems, parts, [(cut[bucket], cut[bucket + 1]) for cut in cuts])
+        rows, part, pieces = _bucket_rows(stems, cuts[:, bucket : bucket + 2])
         order = np.argsort(rows["key"], kind="stable")
+        picked = {}
         for split, which in zip(pack.SPLITS, (TRAIN, VAL), strict=True):
-            picked = rows[order[part[order] == which]]
-            index = chunks.ragged(picked["start"], picked["natoms"].astype(np.int64))
-            for name, array in flat.items():
-                writers[split, name].write(array[index])
-            ends = end[split] + np.cumsum(picked["natoms"], dtype=np.int64)
+            picked[split] = rows[order[part[order] == which]]
+            ends = end[split] + np.cumsum(picked[split]["natoms"], dtype=np.int64)
             end[split] = int(ends[-1]) if len(ends) else end[split]
             writers[split, "offsets"].write(ends)
-            writers[split, "energy"].write(picked["energy"])
-            writers[split, "molecule"].write(picked["molecule"])
-            elements[split] += np.bincount(flat["z"][index], minlength=ELEMENTS)
-        charges.update(rows["charge"][part != DROPPED].tolist())
-        spins.update(rows["spin"][part != DROPPED].tolist())
+            writers[split, "energy"].write(picked[split]["energy"])
+            writers[split, "molecule"].write(picked[split]["molecule"])
+        del rows, part, order
+        for name in chunks.FLAT:  # one after the other: only one is in memory
+            array = _bucket_flat(pieces, name)
+            for split in pack.SPLITS:
+                for first in range(0, len(picked[split]), WRITE_ROWS):
+                    some = picked[split][first : first + WRITE_ROWS]
+                    values = array[chunks.ragged(some["start"], some["natoms"].astype(np.int64))]
+                    writers[split, name].write(values)
+                    if name == "z":
+                        elements[split] += np.bincount(values, minlength=ELEMENTS)
     return {
         "files": {f"{split}/{name}.npy": writer.close() for (split, name), writer in writers.items()},
         "counts": {
@@ -83,23 +87,42 @@ def write_pack(stems: list[str], parts: list[np.ndarray], folder: str) -> dict:
     }
 
 
-def _bucket(stems, parts, slices) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Rows, parts and flat arrays of the given rows of each chunk; ``start`` then counts in these flat arrays."""
-    rows, part, atoms = [np.zeros(0, chunks.ROW)], [np.zeros(0, np.uint8)], 0
-    flat = {name: [np.zeros((0, *shape), dtype)] for name, (dtype, shape) in chunks.FLAT.items()}
-    for stem, chunk_part, (low, high) in zip(stems, parts, slices, strict=True):
+def _cuts(stems: list[str], buckets: int) -> np.ndarray:
+    """(chunks, buckets + 1) first row of each key range in each chunk, and the number of rows."""
+    bounds = np.array([b * 2**64 // buckets for b in range(buckets)], dtype=np.uint64)
+    cuts = np.empty((len(stems), buckets + 1), dtype=np.int32)
+    for chunk, stem in enumerate(stems):
+        rows = chunks.read_rows(stem)
+        cuts[chunk, :-1] = np.searchsorted(rows["key"], bounds)
+        cuts[chunk, -1] = len(rows)  # the last range is closed, so that the largest key is in it
+    return cuts
+
+
+def _bucket_rows(stems: list[str], cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray, list]:
+    """Rows and parts in ``cuts`` (chunks, 2), and the (stem, first, last) of their atoms, in whose order ``start``
+    then counts."""
+    rows, part, pieces, atoms = [np.zeros(0, chunks.ROW)], [np.zeros(0, np.uint8)], [], 0
+    for stem, (low, high) in zip(stems, cuts.tolist(), strict=True):
         if low == high:
             continue
         picked = np.array(chunks.map_array(f"{stem}.rows.npy")[low:high])
-        start, stop = int(picked["start"][0]), int(picked["start"][-1] + picked["natoms"][-1])
-        picked["start"] += atoms - start
-        atoms += stop - start
+        first, last = int(picked["start"][0]), int(picked["start"][-1] + picked["natoms"][-1])
+        picked["start"] += atoms - first
+        atoms += last - first
         rows.append(picked)
-        part.append(chunk_part[low:high])
-        for name in chunks.FLAT:
-            flat[name].append(np.array(chunks.read_flat(stem, name)[start:stop]))
-    joined = {name: np.concatenate(arrays) for name, arrays in flat.items()}
-    return np.concatenate(rows), np.concatenate(part), joined
+        part.append(np.array(chunks.map_array(f"{stem}.part.npy")[low:high]))
+        pieces.append((stem, first, last))
+    return np.concatenate(rows), np.concatenate(part), pieces
+
+
+def _bucket_flat(pieces: list, name: str) -> np.ndarray:
+    dtype, shape = chunks.FLAT[name]
+    joined = np.empty((sum(last - first for _, first, last in pieces), *shape), dtype)
+    end = 0
+    for stem, first, last in pieces:
+        joined[end : end + last - first] = chunks.read_flat(stem, name)[first:last]
+        end += last - first
+    return joined
 
 
 def _open_writers(folder: str, molecules: Counter, atoms: Counter) -> dict:
@@ -128,7 +151,9 @@ class _Writer:
         self.hash = hashlib.sha256(self.file.read())
 
     def write(self, array: np.ndarray) -> None:
-        data = np.ascontiguousarray(array, dtype=self.dtype).tobytes()
+        if not array.size:
+            return
+        data = memoryview(np.ascontiguousarray(array, dtype=self.dtype)).cast("B")
         with chunks.disk_errors(self.path):
             self.file.write(data)
         self.hash.update(data)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from symscale.data.chunks import mix, read_rows
+from symscale.data.chunks import mix, read_part, read_rows, write_part
 from symscale.errors import UserError
 
 DROPPED, TRAIN, VAL = 0, 1, 2
 DEFAULT_VALIDATION = 0.05
-_PARTITION = 4_000_000  # hashes held at once
+_PARTITION = 8_000_000  # hashes held at once
+_DIGIT = 16  # bits
 
 
-def assign(stems: list[str], given: list[str], entry: dict) -> list[np.ndarray]:
-    """The part of every sample of every chunk: TRAIN or VAL, (M,) uint8 each.
+def assign(stems: list[str], given: list[str], entry: dict) -> None:
+    """Write the part of every sample of every chunk, TRAIN or VAL.
 
     ``given`` is the part that the source gave each chunk ("" if none). Otherwise whole groups (molecules, formulas
     or single samples) are held out in the order of a seeded hash until there are enough: the hold-out of a seed does
@@ -24,10 +25,9 @@ def assign(stems: list[str], given: list[str], entry: dict) -> list[np.ndarray]:
             raise UserError(
                 f"{entry['val']}: none of its samples is usable; see what was dropped, or drop 'val'"
             )
-        return [
-            np.full(len(read_rows(s)), VAL if g == "val" else TRAIN, np.uint8)
-            for s, g in zip(stems, given, strict=True)
-        ]
+        for stem, which in zip(stems, given, strict=True):
+            write_part(stem, np.full(len(read_rows(stem)), VAL if which == "val" else TRAIN))
+        return
     total = sum(len(read_rows(stem)) for stem in stems)
     validation = entry.get("validation", DEFAULT_VALIDATION)
     target = int(validation) if validation >= 1 else max(1, round(validation * total))
@@ -35,25 +35,33 @@ def assign(stems: list[str], given: list[str], entry: dict) -> list[np.ndarray]:
         raise UserError(f"validation: {validation} of {total} samples leaves none for training")
     kind = entry.get("split", "molecule" if entry["source"] != "omol25" else "random")
     seed = entry.get("seed", 0)
-    share = min(1.0, 2 * target / total)
-    while True:  # only the groups that may be needed are held in memory
-        limit = np.uint64(min(share * 2.0**64, 2.0**64 - 2049))
-        hashes = [h[h <= limit] for h in (_groups(read_rows(stem), kind, seed) for stem in stems)]
-        groups, sizes = np.unique(np.concatenate(hashes), return_counts=True)
-        if sizes.sum() >= target or share == 1.0:
-            break
-        share = min(1.0, 2 * share)
-    last = int(np.searchsorted(np.cumsum(sizes), min(target, sizes.sum())))
-    threshold = groups[min(last, len(groups) - 1)]
-    parts = [
-        np.where(_groups(read_rows(stem), kind, seed) <= threshold, VAL, TRAIN).astype(np.uint8)
-        for stem in stems
-    ]
-    if not any((part == TRAIN).any() for part in parts):
+    last = _nth_hash(stems, kind, seed, target)
+    left = 0
+    for stem in stems:
+        part = np.where(_groups(read_rows(stem), kind, seed) <= last, VAL, TRAIN)
+        left += int((part == TRAIN).sum())
+        write_part(stem, part)
+    if not left:
         raise UserError(
             f"split: {kind}: all samples are of one {kind}, so none would be left for training; use `split: random`"
         )
-    return parts
+
+
+def _nth_hash(stems: list[str], kind: str, seed: int, n: int) -> np.uint64:
+    """The n-th smallest of all samples' group hashes (n from 1), digit by digit: no set is too large for that."""
+    found = np.uint64(0)
+    for shift in range(64 - _DIGIT, -1, -_DIGIT):
+        counts = np.zeros(2**_DIGIT, dtype=np.int64)
+        for stem in stems:
+            digits = _groups(read_rows(stem), kind, seed) >> np.uint64(shift)
+            above = digits >> np.uint64(_DIGIT)
+            digits = digits[above == found] & np.uint64(2**_DIGIT - 1)
+            counts += np.bincount(digits.astype(np.int64), minlength=len(counts))
+        ends = np.cumsum(counts)
+        digit = int(np.searchsorted(ends, n))
+        n -= int(ends[digit] - counts[digit])
+        found = np.uint64((int(found) << _DIGIT) + digit)
+    return found
 
 
 def _groups(rows: np.ndarray, kind: str, seed: int) -> np.ndarray:
@@ -61,30 +69,39 @@ def _groups(rows: np.ndarray, kind: str, seed: int) -> np.ndarray:
     return mix(rows[column].astype(np.uint64) ^ mix(np.uint64(seed) + np.uint64(0x5EED)))
 
 
-def leakage(stems: list[str], parts: list[np.ndarray]) -> dict[str, int]:
+def leakage(stems: list[str]) -> dict[str, int]:
     """How many validation samples share their formula, molecule or very structure with training."""
+    held_out = sum(int((read_part(stem) == VAL).sum()) for stem in stems)
+    pieces = max(1, -(-held_out // _PARTITION))
     found = {}
     for column in ("formula", "molecule", "structure"):
-        val = np.concatenate([read_rows(s)[column][p == VAL] for s, p in zip(stems, parts, strict=True)])
-        unique, inverse = np.unique(val, return_inverse=True)
-        seen = np.zeros(len(unique), dtype=bool)
-        for stem, part in zip(stems, parts, strict=True):
-            train = read_rows(stem)[column][part == TRAIN]
-            seen[np.searchsorted(unique, np.intersect1d(unique, train))] = True
-        found[column] = int(seen[inverse].sum())
+        found[column] = 0
+        for piece in range(pieces):
+            kept = [_piece(stem, column, VAL, piece, pieces) for stem in stems]
+            val, count = np.unique(np.concatenate(kept), return_counts=True)
+            seen = np.zeros(len(val), dtype=bool)
+            for stem in stems if len(val) else []:
+                train = _piece(stem, column, TRAIN, piece, pieces)
+                place = np.searchsorted(val, train).clip(max=len(val) - 1)
+                seen[place[val[place] == train]] = True
+            found[column] += int(count[seen].sum())
     return found
 
 
-def duplicates(stems: list[str], parts: list[np.ndarray]) -> int:
+def duplicates(stems: list[str]) -> int:
     """Samples whose structure occurs before (same atoms in the same order and places to 1e-3 Angstrom)."""
-    total = sum(len(part) for part in parts)
+    total = sum(len(read_part(stem)) for stem in stems)
     pieces = max(1, -(-total // _PARTITION))
     repeated = 0
     for piece in range(pieces):
-        structures = []
-        for stem, part in zip(stems, parts, strict=True):
-            rows = read_rows(stem)["structure"][part != DROPPED]
-            structures.append(rows[rows % np.uint64(pieces) == piece])
-        joined = np.concatenate(structures)
-        repeated += len(joined) - len(np.unique(joined))
+        kept = [_piece(stem, "structure", (TRAIN, VAL), piece, pieces) for stem in stems]
+        structures = np.concatenate(kept)
+        structures.sort()
+        repeated += int((structures[1:] == structures[:-1]).sum())
     return repeated
+
+
+def _piece(stem: str, column: str, which, piece: int, pieces: int) -> np.ndarray:
+    """A column of a chunk's samples of the part(s) ``which``, of those values that fall to ``piece``."""
+    values = read_rows(stem)[column][np.isin(read_part(stem), which)].astype(np.uint64)
+    return values[mix(values) % np.uint64(pieces) == np.uint64(piece)]

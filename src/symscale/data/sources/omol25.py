@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import lmdb
@@ -26,9 +28,8 @@ from symscale.data.sources import Task
 from symscale.errors import UserError
 
 TASK_ROWS = 10_000
+BLOCK_ATOMS = 300_000  # held at once: 10,000 neutral molecules, or fewer of a set of larger ones
 NEUTRAL_IDS = frozenset({"ani2x", "orbnet_denali", "spice", "geom_orca6", "trans1x", "rgd"})
-# A file may end a few pages before the last one allocated, if those were freed before they were written
-SPARE_PAGES = 16
 _VECTORS = re.compile(rb'\{"__ndarray__":\s*\[\[\d+,\s*3\],\s*"float64",\s*\[([^\]]*)\]\]\}')
 
 
@@ -56,12 +57,10 @@ def tasks(entry: dict) -> list[Task]:
 
 
 def read(entry: dict, task: Task) -> Iterator[Samples]:
-    """The rows of one range, in one block."""
+    """The rows of one range, in blocks."""
     shard, first, last, first_row = task.payload
     neutral = entry.get("neutral", False)
-    dropped = Counter()
-    z, pos, forces = [], [], []  # numbers, and texts of comma-separated numbers: one conversion a block
-    energy, counts, rows, charge, spin = [], [], [], [], []
+    block = _Block(shard)
     with _transaction(shard) as transaction:
         deleted = set(_decode(shard, "deleted_ids", transaction.get(b"deleted_ids")) or ())
         for number in range(first, last):
@@ -74,9 +73,9 @@ def read(entry: dict, task: Task) -> Iterator[Samples]:
             data = row.get("data") or {}
             q, s = int(data.get("charge", 0)), int(data.get("spin", 1))
             if neutral and not (q == 0 and s == 1 and data.get("data_id") in NEUTRAL_IDS):
-                dropped["not in the neutral subset"] += 1
+                block.dropped["not in the neutral subset"] += 1
                 continue
-            if np.any(_flat(row.get("pbc", ()))):
+            if any(_flat(row.get("pbc", ()))):
                 raise UserError(f"{shard}: row {number} is periodic; only molecules are supported")
             for key in ("numbers", "positions", "energy", "forces"):
                 if row.get(key) is None:
@@ -92,25 +91,40 @@ def read(entry: dict, task: Task) -> Iterator[Samples]:
                     f"{shard}: row {number} has {len(numbers)} atoms, but {xyz.count(b',') + 1} position and "
                     f"{f.count(b',') + 1} force components"
                 )
-            z += numbers
-            pos.append(xyz)
-            forces.append(f)
-            energy.append(row["energy"])
-            counts.append(len(numbers))
-            rows.append(first_row + number)
-            charge.append(q)
-            spin.append(s)
-    yield Samples(
-        z=np.array(z, dtype=np.int64),
-        pos=_numbers(shard, pos, 3 * len(z)).reshape(-1, 3),
-        forces=_numbers(shard, forces, 3 * len(z)).reshape(-1, 3),
-        energy=np.array(energy, dtype=np.float64),
-        counts=np.array(counts, dtype=np.int64),
-        row=np.array(rows, dtype=np.int64),
-        charge=np.array(charge, dtype=np.int64),
-        spin=np.array(spin, dtype=np.int64),
-        dropped=dict(dropped),
-    )
+            if len(block.z) + len(numbers) > BLOCK_ATOMS and block.z:
+                yield block.samples()
+                block = _Block(shard)
+            block.z += numbers
+            block.pos.append(xyz)
+            block.forces.append(f)
+            block.molecules.append((len(numbers), row["energy"], first_row + number, q, s))
+    yield block.samples()
+
+
+@dataclass
+class _Block:
+    """Rows as they are read: numbers, and texts of comma-separated numbers, which are converted all at once."""
+
+    shard: str
+    z: list[int] = field(default_factory=list)
+    pos: list[bytes] = field(default_factory=list)
+    forces: list[bytes] = field(default_factory=list)
+    molecules: list[tuple] = field(default_factory=list)  # atoms, energy, row, charge, spin
+    dropped: Counter = field(default_factory=Counter)
+
+    def samples(self) -> Samples:
+        counts, energy, row, charge, spin = zip(*self.molecules, strict=True) if self.molecules else [()] * 5
+        return Samples(
+            z=np.array(self.z, dtype=np.int64),
+            pos=_numbers(self.shard, self.pos, 3 * len(self.z)).reshape(-1, 3),
+            forces=_numbers(self.shard, self.forces, 3 * len(self.z)).reshape(-1, 3),
+            energy=np.array(energy, dtype=np.float64),
+            counts=np.array(counts, dtype=np.int64),
+            row=np.array(row, dtype=np.int64),
+            charge=np.array(charge, dtype=np.int64),
+            spin=np.array(spin, dtype=np.int64),
+            dropped=dict(self.dropped),
+        )
 
 
 def _decode_row(shard: str, number: int, value: bytes) -> tuple[dict, list[bytes]]:
@@ -182,6 +196,37 @@ def _next_id(shard: str) -> int:
     return int(value)
 
 
+def _lacks_pages(shard: str, page: int, size: int) -> bool:
+    """Whether a page that LMDB's tree of rows uses lies beyond the end of the file (layout: mdb.c of LMDB 0.9)."""
+    with open(shard, "rb") as f:
+
+        def unpack(form: str, place: int) -> tuple:
+            f.seek(place)
+            return struct.unpack(form, f.read(struct.calcsize(form)))
+
+        try:
+            # two meta pages: root of the tree of rows at byte 128, number of the transaction at 144; the newer counts
+            root = max((unpack("<Q", n * page + 144), unpack("<Q", n * page + 128)) for n in (0, 1))[1][0]
+            todo = [] if root == 2**64 - 1 else [root]
+            while todo:
+                place = todo.pop() * page
+                if place + page > size:
+                    return True
+                flags, lower = unpack("<HH", place + 10)
+                branch = flags & 1
+                for node in unpack(f"<{(lower - 16) // 2}H", place + 16):
+                    low, high, node_flags, key = unpack("<4H", place + node)
+                    if branch:
+                        todo.append(low | high << 16 | node_flags << 32)
+                    elif node_flags & 1:  # the value has pages of its own, with a header of 16 bytes
+                        start = unpack("<Q", place + node + 8 + key)[0] * page
+                        if start + 16 + (low | high << 16) > size:
+                            return True
+        except struct.error:  # a read that came back short, or counts that mean nothing
+            return True
+    return False
+
+
 @contextmanager
 def _transaction(shard: str) -> Iterator[lmdb.Transaction]:
     """A read-only view of a shard; closed after use, as a process may not open a shard twice."""
@@ -197,10 +242,14 @@ def _transaction(shard: str) -> Iterator[lmdb.Transaction]:
     except lmdb.Error as error:
         raise UserError(f"{shard}: cannot be opened ({error}); download it again") from None
     with environment:
-        # Reading a page beyond the end of the file would kill the process, so look at the size first
+        # Reading a page beyond the end of the file would kill the process, so look at the size first. A whole file
+        # may end before the last page allocated, if that was freed before it was written: then see which are used.
         page = environment.stat()["psize"]
         expected = (environment.info()["last_pgno"] + 1) * page
-        if size < expected - SPARE_PAGES * page:
+        if size < expected and _lacks_pages(shard, page, size):
             raise UserError(f"{shard}: cut off: {size} of {expected} bytes; download it again")
-        with environment.begin() as transaction:
-            yield transaction
+        try:
+            with environment.begin() as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise UserError(f"{shard}: is damaged ({error}); download it again") from None

@@ -49,7 +49,8 @@ _COMMON = {
         "exclusiveMinimum": 0,
     },
     "max_residual": {
-        "description": "Drop molecules whose referenced energy per atom is beyond this, eV/atom.",
+        "description": "Drop molecules whose energy per atom is further than this from least squares on the "
+        "elements, eV/atom.",
         "type": "number",
         "exclusiveMinimum": 0,
     },
@@ -167,6 +168,35 @@ def missing_inputs(entry: dict) -> list[str]:
         for path in input_paths(entry)
         if not os.path.exists(path)
     ]
+
+
+def fingerprint(entry: dict) -> dict[str, list[int]]:
+    """Size and time of change of every file that the entry reads."""
+    found = {}
+    for path in input_paths(entry):
+        files = (
+            [os.path.join(d, f) for d, _, fs in os.walk(path) for f in fs] if os.path.isdir(path) else [path]
+        )
+        for name in sorted(f for f in files if not f.endswith("-lock")):
+            status = os.stat(name)
+            found[name] = [status.st_size, status.st_mtime_ns]
+    return found
+
+
+def source_state(entry: dict, folder: str) -> str:
+    """A short text that changes with the files behind the pack in ``folder``; nothing of them is read.
+
+    Where the source is gone, as an archive deleted to save space, it is the state that was packed.
+    """
+    try:
+        if missing_inputs(entry):
+            with open(os.path.join(folder, "manifest.json")) as f:
+                files = json.load(f)["fingerprint"]
+        else:
+            files = fingerprint(entry)
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"  # packing will say why
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def thresholds(entry: dict) -> dict[str, float]:
