@@ -119,6 +119,7 @@ def test_sensitivity_covers_burn_in_delta_smoothing_and_rows(whole):
     assert set(s[s.setting == "burn_in"].value) == {"0.01", "0.02", "0.05", "0.1"}
     assert set(s[s.setting == "delta"].value) == {"0.0001", "0.001", "0.01"}
     assert {"linf", "rows", "ema", "frontier"} <= set(s.setting)
+    assert set(s[s.setting == "frontier"].value) == {"steps", "running"}
     mine = s[(s.group == "mpnn") & (s.law == "sum") & (s.setting == "delta") & (s.parameter == "alpha")]
     assert mine.estimate.std() < 0.02
 

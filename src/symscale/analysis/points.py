@@ -17,6 +17,7 @@ from symscale.errors import UserError
 
 PFLOP = 1e15
 FRACTIONS = tuple(r / 10 for r in range(1, 11))  # of D_max, where the paper reads its losses (section 4.2)
+LOSSES = ("loss", "energy_loss", "force_loss")
 _SPEC_TAIL = re.compile(r"^(?P<arch>[a-z][a-z0-9]*)_[a-z]\d+(?P<rest>.*)$")
 
 
@@ -132,19 +133,24 @@ def at_fractions(points: pd.DataFrame, fractions: tuple[float, ...] = FRACTIONS)
 
 
 def ema(points: pd.DataFrame, factor: float, lag_matched: bool = True) -> pd.DataFrame:
-    """Exponential moving average of log loss along each run (GemNet-OC in the paper, factor 0.9).
+    """Exponential moving average of the log losses along each run (GemNet-OC in the paper, factor 0.9): of the loss
+    and of its energy and force terms.
 
     Smoothing delays the curve, which adds +0.02 to +0.37 to beta; `lag_matched` filters log D, log C and log H
-    alike, and a power law then stays on its line.
+    alike, and a power law then stays on its line. A run's column that is not positive throughout has no logarithm
+    and stays as it is (a term that training leaves out is 0).
     """
     if not 0 <= factor < 1:
         raise UserError(f"ema factor {factor}: must be at least 0 and below 1")
-    columns = [c for c in ("loss", "D", "C", "H") if c in points and (c == "loss" or lag_matched)]
+    columns = [c for c in (*LOSSES, *(("D", "C", "H") if lag_matched else ())) if c in points]
     out = points.copy()
     for _, index in points.groupby("run", sort=False).groups.items():
         order = points.loc[index].sort_values("step").index
         for column in columns:
-            values = np.log(points.loc[order, column].to_numpy(float))
+            values = points.loc[order, column].to_numpy(float)
+            if not (np.isfinite(values) & (values > 0)).all():
+                continue
+            values = np.log(values)
             for i in range(1, len(values)):
                 values[i] = factor * values[i - 1] + (1 - factor) * values[i]
             out.loc[order, column] = np.exp(values)
