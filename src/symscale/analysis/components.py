@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from symscale.analysis import intervals as iv
+from symscale.analysis.diagnostics import NOTHING, Words
 from symscale.analysis.frontier import extract
 from symscale.analysis.laws import LEAST_SQUARES, fit
 from symscale.analysis.points import at_fractions, canonical
@@ -20,7 +21,9 @@ PART_BOOTSTRAPS = 400
 SATURATED = 0.1  # averaging has saturated where at most this share of the whole gain is still to come
 
 
-def decompose(points: pd.DataFrame, group: str, arch: str, options: Options) -> list[Record]:
+def decompose(
+    points: pd.DataFrame, group: str, arch: str, options: Options, words: Words = NOTHING
+) -> list[Record]:
     """Sum law and frontier in C of each term of eq. (1), as variants 'energy' and 'force'. A term that is nowhere
     positive (absent from the training loss) has no law."""
     records = []
@@ -32,12 +35,14 @@ def decompose(points: pd.DataFrame, group: str, arch: str, options: Options) -> 
         part = part[np.isfinite(part["loss"]) & (part["loss"] > 0)]
         if not len(part):
             continue
-        surface, record = analyse_sum(canonical(at_fractions(part)), group, arch, options, variant)
+        surface, record = analyse_sum(canonical(at_fractions(part)), group, arch, options, variant, words)
         records.append(record)
         if (part["C"] > 0).all():
             table = extract(part, "C")
             every = np.ones(len(table), dtype=bool)
-            records.append(analyse_frontier(table, part, surface, group, arch, "C", variant, every, options))
+            records.append(
+                analyse_frontier(table, part, surface, group, arch, "C", variant, every, options, words)
+            )
     return records
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from symscale.analysis.laws import NAMES, Fit
@@ -11,13 +13,45 @@ MISFIT = 0.05  # residual sd of log L
 WIDE = 4.0  # N or D that span less than this factor say little about an exponent
 
 
-def diagnose(fit: Fit, runs: np.ndarray | None = None, draws: dict | None = None) -> tuple[dict, list[str]]:
+@dataclass(frozen=True)
+class Words:
+    """What a reader is told about a fit. A flag says that its number must not be taken at its face and makes the
+    fit 'flagged'; a note explains."""
+
+    flags: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: Words) -> Words:
+        return Words(self.flags + other.flags, self.notes + other.notes)
+
+    @property
+    def status(self) -> str:
+        return "flagged" if self.flags else "ok"
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        """All words, flags first."""
+        return self.flags + self.notes
+
+
+NOTHING = Words()
+
+
+def flag(*words: str) -> Words:
+    return Words(flags=words)
+
+
+def note(*words: str) -> Words:
+    return Words(notes=words)
+
+
+def diagnose(fit: Fit, runs: np.ndarray | None = None, draws: dict | None = None) -> tuple[dict, Words]:
     """Numbers and words about a fit; runs (n,) labels in the order of its points, draws from a bootstrap."""
-    numbers, words = {}, list(fit.words)
+    numbers, flags, notes = {}, list(fit.words), []
     r = fit.residuals
     numbers["residual_sd"] = float(r.std())
     if numbers["residual_sd"] > MISFIT:
-        words.append(
+        flags.append(
             f"residuals of {numbers['residual_sd']:.0%} in the loss: the law misses what these curves do"
         )
     _, jac = _model(fit.theta[None], fit.x)
@@ -26,7 +60,7 @@ def diagnose(fit: Fit, runs: np.ndarray | None = None, draws: dict | None = None
     j = j[:, active]
     numbers["condition"] = float(np.linalg.cond(j.T @ j)) if j.size else float("nan")
     if numbers["condition"] > 1e6:
-        words.append(
+        flags.append(
             f"condition number {numbers['condition']:.1e}: the parameters are barely determined together"
         )
     names = NAMES[fit.law]
@@ -36,26 +70,26 @@ def diagnose(fit: Fit, runs: np.ndarray | None = None, draws: dict | None = None
         numbers[f"corr({exponent}, log {scale})"] = correlation
     strong = [n for n, v in numbers.items() if n.startswith("corr") and abs(v) > 0.95]
     if strong:
-        words.append(f"{' and '.join(strong)} above 0.95: read exponent and factor together")
+        notes.append(f"{' and '.join(strong)} above 0.95: read exponent and factor together")
     for name, row in zip(("N", "D") if fit.law == "sum" else ("x",), fit.x, strict=True):
         span = float(np.exp(np.ptp(row)))
         numbers[f"span_{name}"] = span
         if span < WIDE:
-            words.append(f"{name} spans a factor {span:.2g} only: its exponent is weakly determined")
+            flags.append(f"{name} spans a factor {span:.2g} only: its exponent is weakly determined")
     if runs is not None:
         numbers["n_runs"] = len(np.unique(runs))
         rho, between = correlation_along(r, runs)
         numbers["autocorrelation"], numbers["between_run_share"] = rho, between
         if rho > 0.3:
-            words.append(
+            notes.append(
                 f"residuals of one run are correlated (lag 1: {rho:.2f}): the per-point interval is too narrow"
             )
     if draws is not None:
         for name in (n for n in names if n in draws):
             lost = ~np.isfinite(draws[name])
             if lost.mean() > 0.01:
-                words.append(f"{lost.mean():.0%} of the resamples gave no finite {name}")
-    return numbers, words
+                flags.append(f"{lost.mean():.0%} of the resamples gave no finite {name}")
+    return numbers, Words(tuple(flags), tuple(notes))
 
 
 def _correlation(fit: Fit, draws: dict | None, scale: str, exponent: str, k: int) -> float:

@@ -2,7 +2,8 @@
 
 Columns: cell, group (architecture and whatever a name adds to it, without width and seed), arch, run, seed,
 width, N (parameters), D (training atoms seen), C (training compute, PFLOP = 1e15 FLOP), H (device-hours), step,
-total_steps, fraction (of the run), loss, energy_loss, force_loss (normalised), then every spec field that varies.
+total_steps, fraction (of the run), loss, energy_loss, force_loss (normalised), data_hash (of the pack it was trained
+on), then every spec field that varies.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def load_points(curves: list[Path]) -> pd.DataFrame:
                     "loss": rows["val_loss"],
                     "energy_loss": rows["val_energy_loss"],
                     "force_loss": rows["val_force_loss"],
+                    "data_hash": str(meta.get("data_hash") or ""),
                 }
             )
         )
@@ -94,24 +96,37 @@ def usable(points: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if twice.any():
         words.append(f"{int(twice.sum())} duplicate rows left out")
         points = points[~twice]
-    words += check_units(points)
+    words += [f"{group}: {word}" for group, rows in points.groupby("group") for word in doubts(rows)]
     return canonical(points), words
 
 
-def check_units(points: pd.DataFrame) -> list[str]:
-    """C / (N D) must be one architecture-dependent constant (eq. 3): orders of magnitude apart are other units."""
+def doubts(rows: pd.DataFrame) -> list[str]:
+    """What makes one group's runs hard to pool, in words: other units, other data. Raises UserError for columns of
+    different units.
+
+    C / (N D) is one constant of an architecture (eq. 3): orders of magnitude apart are other units. H / (N D) may
+    differ some hundredfold where small models leave a device idle, not a thousandfold (hours against seconds).
+    """
     words = []
-    if "C" not in points:
-        return words
-    for group, rows in points.groupby("group"):
-        ratio = (rows["C"] / (rows["N"] * rows["D"])).groupby(rows["run"]).median()
+    for x, doubtful, impossible in (("C", 10.0, 1e3), ("H", 1e3, np.inf)):
+        if x not in rows:
+            continue
+        ratio = (rows[x] / (rows["N"] * rows["D"])).groupby(rows["run"]).median()
         ratio = ratio[ratio > 0]
         spread = ratio.max() / ratio.min() if len(ratio) else 1.0
-        what = f"{group}: C/(N D) differs {spread:.3g}-fold between {ratio.idxmin()} and {ratio.idxmax()}"
-        if spread > 1e3:
+        what = f"{x}/(N D) differs {spread:.3g}-fold between {ratio.idxmin() if len(ratio) else ''}"
+        what += f" and {ratio.idxmax() if len(ratio) else ''}"
+        if spread > impossible:
             raise UserError(f"{what}: their columns are in different units; convert one of them")
-        if spread > 10:
-            words.append(f"{what}: check the units of C, N and D")
+        if spread > doubtful:
+            words.append(f"{what}: check the units of {x}, N and D")
+    if "data_hash" in rows and rows["data_hash"].nunique() > 1:
+        first = rows.groupby("data_hash")["run"].agg(lambda runs: min(runs.astype(str)))
+        packs = ", ".join(f"{run}: {str(pack)[:8]}" for pack, run in sorted(first.items()))
+        words.append(
+            f"runs of {len(first)} packs of data ({packs}, ...): their losses are normalised and validated "
+            "differently; train those of the old pack again"
+        )
     return words
 
 

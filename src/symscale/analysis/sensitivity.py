@@ -48,8 +48,8 @@ def sensitivity(points: pd.DataFrame, options) -> pd.DataFrame:
     """Table group, law, x, setting, value, parameter, estimate: one setting changed at a time.
 
     settings: burn_in, delta, linf ('free'), rows ('all' after burn-in instead of r = 0.1 ... 1.0), ema (factor 0.9,
-    lag-matched), frontier ('steps': the last validation within the budget instead of the line between two; 'running': only runs
-    that were still training at the budget).
+    lag-matched), frontier ('steps': the last validation within the budget instead of the line between two; 'running':
+    only runs that were still training at the budget).
     """
     clean, _ = usable(points)
     records = []
