@@ -3,7 +3,7 @@ and a sentence."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -263,13 +263,25 @@ def across(analyses: list[GroupAnalysis], options: Options, studies: dict | None
     out: list[Comparison] = []
     for first, second in sorted(pairs):
         a, b = fitted[first], fitted[second]
-        out += exponents(a, b)
+        found = exponents(a, b)
         if a.arch == b.arch:
-            out += [c for x in ("C", "H") if (c := parallel_shift(a, b, x)) is not None]
+            found += [c for x in ("C", "H") if (c := parallel_shift(a, b, x)) is not None]
+        out += found if same_data(a, b) else [_on_other_data(c) for c in found]
     for a in fitted.values():
         out += [c for c in (irreducible(a, options),) if c is not None]
         out += extrapolate(a, options)
     return out
+
+
+def same_data(first: GroupAnalysis, second: GroupAnalysis) -> bool:
+    """Whether two groups were trained on one pack (or nothing is known of it)."""
+    packs = [set(g.points["data_hash"]) if "data_hash" in g.points else {""} for g in (first, second)]
+    return packs[0] == packs[1]
+
+
+def _on_other_data(c: Comparison) -> Comparison:
+    verdict = f"{c.verdict}; they were trained on different packs of data, whose losses are normalised apart"
+    return replace(c, verdict=verdict, numbers=c.numbers | {"same_data": 0.0})
 
 
 def as_dicts(comparisons: list[Comparison]) -> list[dict]:

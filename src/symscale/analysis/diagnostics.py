@@ -133,3 +133,13 @@ def replicate_spread(fit: Fit, N: np.ndarray, runs: np.ndarray) -> tuple[float, 
             squares += ((means - means.mean()) ** 2).sum()
             df += len(labels) - 1
     return (float(np.sqrt(squares / df)) if df else float("nan")), df
+
+
+def spread_interval(sd: float, df: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a standard deviation from df degrees of freedom (chi-square, normal deviations); NaN for df = 0."""
+    from scipy.special import chdtri
+
+    if df < 1 or not np.isfinite(sd):
+        return float("nan"), float("nan")
+    tail = (1 - level) / 2
+    return float(sd * np.sqrt(df / chdtri(df, tail))), float(sd * np.sqrt(df / chdtri(df, 1 - tail)))

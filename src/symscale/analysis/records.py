@@ -9,7 +9,15 @@ import pandas as pd
 
 from symscale.analysis import intervals as iv
 from symscale.analysis.closed import Allocation, fit_cost
-from symscale.analysis.diagnostics import NOTHING, Words, diagnose, flag, note, replicate_spread
+from symscale.analysis.diagnostics import (
+    NOTHING,
+    Words,
+    diagnose,
+    flag,
+    note,
+    replicate_spread,
+    spread_interval,
+)
 from symscale.analysis.frontier import bootstrap_frontier, fit_frontier
 from symscale.analysis.laws import NAMES, Fit, fit
 from symscale.errors import UserError
@@ -122,9 +130,10 @@ def analyse_sum(
         words += flag(few_runs(n_runs, n_sizes, bool(jack)))
     numbers, more = diagnose(law, runs, main.params if main else None)
     numbers |= {"objective": law.objective, "n_sizes": n_sizes, "jackknife_df": df}
-    spread, df = replicate_spread(law, N, runs)
-    if df:
-        numbers |= {"replicate_sd": spread, "replicate_df": df}
+    spread, seeds = replicate_spread(law, N, runs)
+    if seeds:
+        low, high = spread_interval(spread, seeds)
+        numbers |= {"replicate_sd": spread, "replicate_lo": low, "replicate_hi": high, "replicate_df": seeds}
     params = {}
     for name in (*NAMES["sum"], "E"):
         low, high = float("nan"), float("nan")

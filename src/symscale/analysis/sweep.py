@@ -88,6 +88,9 @@ def analyse_group(points: pd.DataFrame, group: str, options: Options) -> GroupAn
                 *surface.words,
             )
             records.append(Record("closed_form", group, arch, x, "", "not fitted", why))
+        elif surface is not None and cost is not None and cost.p <= 0:
+            why = f"{x} does not rise with N at equal D (as N^{cost.p:.2f}): the largest model costs least"
+            records.append(Record("closed_form", group, arch, x, "", "not fitted", (why,)))
         elif surface is not None and cost is not None:
             allocation, closed = analyse_closed(surface, record, cost, x)
             records.append(closed)
