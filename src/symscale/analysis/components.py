@@ -51,7 +51,8 @@ class Averaging:
     """Fits of L - L_D = A N^-alpha (eq. 24), one for each number M of rotations.
 
     alpha, A: M -> (value, lo, hi). slope_change and shift compare the largest M with the smallest (values are
-    paired by run): alpha(M) - alpha(1), and log10 of (L - L_D) at the middle of the ladder. gain: M -> mean of
+    paired by run): alpha(M) - alpha(1), and log10 of (L - L_D) at the middle of the ladder. slope_p: p value of equal
+    alpha, Student's t on the paired draws with runs - 2 degrees of freedom. gain: M -> mean of
     log L(1) - log L(M). saturated: smallest M with at most 10 % of the gain still to come.
     """
 
@@ -63,6 +64,7 @@ class Averaging:
     gain: dict[int, float]
     saturated: int
     words: tuple[str, ...]
+    slope_p: float = float("nan")
 
 
 def data_limit(params: dict, d: float) -> float:
@@ -76,6 +78,8 @@ def averaging(table: pd.DataFrame, L_D: float, *, n_bootstrap: int = 1000, seed:
     Runs are drawn with replacement, the same ones for every M. Raises UserError where a loss is not above L_D,
     or runs differ between M.
     """
+    from scipy.special import stdtr
+
     table = table.sort_values(["M", "N", "run"]).reset_index(drop=True)
     counts = np.unique(table["M"])
     below = table["loss"] <= L_D
@@ -104,6 +108,12 @@ def averaging(table: pd.DataFrame, L_D: float, *, n_bootstrap: int = 1000, seed:
     saturated = next(m for m in by_m if abs(whole - gain[m]) <= SATURATED * abs(whole) or m == last)
     change = draws[last]["gamma"] - draws[first]["gamma"]
     shift = level(draws[last]) - level(draws[first])
+    error = float(np.std(change, ddof=1))
+    slope_p = 1.0  # equal to rounding
+    if abs(fits[last].params["gamma"] - fits[first].params["gamma"]) > 1e-9:
+        df = len(runs) - 2
+        t = (fits[last].params["gamma"] - fits[first].params["gamma"]) / max(error, 1e-12)
+        slope_p = float(2 * stdtr(df, -abs(t))) if df > 0 else float("nan")
     words = [f"{rejected} resamples with fewer than three sizes were drawn again"] if rejected else []
     if len(np.unique(N)) < 4:
         words.append(f"{len(np.unique(N))} sizes only: the exponent is indicative")
@@ -116,4 +126,5 @@ def averaging(table: pd.DataFrame, L_D: float, *, n_bootstrap: int = 1000, seed:
         gain,
         int(saturated),
         tuple(words),
+        slope_p,
     )
