@@ -39,6 +39,15 @@ def test_a_law_that_misses_its_curves_is_flagged_and_a_good_one_is_not():
     assert words.status == "flagged" and any("misses" in w for w in words.flags)
 
 
+def test_noisy_curves_are_not_taken_for_a_law_that_misses():
+    """8 % noise of every evaluation, as energy curves have it: a note; 8 % between runs and along them: a flag."""
+    for noise, flagged in ((Noise(0.0, 0.0, 0.08), False), (Noise(0.06, 0.05, 0.003), True)):
+        points, law = law_of(simulate(paper_truth("mpnn"), generator(1), noise=noise))
+        words = diagnose(law, points["run"].to_numpy(str))[1]
+        assert any("residuals of" in w for w in words.text)
+        assert (words.status == "flagged") == flagged, words
+
+
 def test_correlated_residuals_are_told_and_independent_ones_are_not():
     """The lag-1 correlation along a run is a note: the run bootstrap allows for it."""
     found = []

@@ -10,6 +10,7 @@ from symscale.analysis.laws import NAMES, Fit
 from symscale.analysis.solver import _model
 
 MISFIT = 0.05  # residual sd of log L
+CORRELATED = 0.3  # lag-1 correlation of residuals along runs that is worth a word
 WIDE = 4.0  # N or D that span less than this factor say little about an exponent
 
 
@@ -50,10 +51,18 @@ def diagnose(fit: Fit, runs: np.ndarray | None = None, draws: dict | None = None
     numbers, flags, notes = {}, list(fit.words), []
     r = fit.residuals
     numbers["residual_sd"] = float(r.std())
+    rho = None  # known where runs have several rows
+    if runs is not None:
+        numbers["n_runs"] = len(np.unique(runs))
+        rho, numbers["between_run_share"] = correlation_along(r, runs)
+        numbers["autocorrelation"] = rho
+        rho = rho if numbers["n_runs"] < len(runs) else None
     if numbers["residual_sd"] > MISFIT:
-        flags.append(
-            f"residuals of {numbers['residual_sd']:.0%} in the loss: the law misses what these curves do"
-        )
+        size = f"residuals of {numbers['residual_sd']:.0%} in the loss"
+        if rho is None or rho > CORRELATED:
+            flags.append(f"{size}: the law misses what these curves do")
+        else:
+            notes.append(f"{size}, without a pattern along the runs: noisy curves")
     _, jac = _model(fit.theta[None], fit.x)
     j = jac[0].T  # (n, P), centred logs
     active = np.linalg.norm(j, axis=0) > 0
@@ -76,14 +85,10 @@ def diagnose(fit: Fit, runs: np.ndarray | None = None, draws: dict | None = None
         numbers[f"span_{name}"] = span
         if span < WIDE:
             flags.append(f"{name} spans a factor {span:.2g} only: its exponent is weakly determined")
-    if runs is not None:
-        numbers["n_runs"] = len(np.unique(runs))
-        rho, between = correlation_along(r, runs)
-        numbers["autocorrelation"], numbers["between_run_share"] = rho, between
-        if rho > 0.3:
-            notes.append(
-                f"residuals of one run are correlated (lag 1: {rho:.2f}): the per-point interval is too narrow"
-            )
+    if rho is not None and rho > CORRELATED:
+        notes.append(
+            f"residuals of one run are correlated (lag 1: {rho:.2f}): the per-point interval is too narrow"
+        )
     if draws is not None:
         for name in (n for n in names if n in draws):
             lost = ~np.isfinite(draws[name])
