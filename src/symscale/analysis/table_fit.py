@@ -46,6 +46,9 @@ def fit_table(
     _refuse(points, [*needed, "loss"])
     if law == "frontier" and points["run"].nunique() == len(points):
         words += note("no runs of several rows: each row counts as a finished run")
+    if "given_run" not in points:  # labels by value: the order of rows must not matter
+        points = points.sort_values([c for c in points if c != "run"]).reset_index(drop=True)
+        points["run"] = [f"{i:09d}" for i in range(len(points))]
     points = canonical(points)
     twice = points.duplicated([*needed, "loss", "run"] if "given_run" in points else [*needed, "loss"])
     if twice.any():
