@@ -77,6 +77,11 @@ def test_simulated_egnn_shows_the_censoring_bias(whole):
     assert truth.value - frontier.value > 0.012 and frontier.hi < 0.1952
     entry = next(f for f in whole["document"]["fits"] if f["name"] == "frontier:egnn:C")
     assert any("censored" in w and "D* beyond D_max" in w for w in entry["diagnostics"])
+    assert entry["status"] == "flagged" and any(
+        "off that of the uncensored window" in w for w in entry["flags"]
+    )
+    plain = next(f for f in whole["document"]["fits"] if f["name"] == "frontier:mpnn:C")
+    assert plain["status"] == "ok" and any("censored" in w for w in plain["diagnostics"])
 
 
 def test_naive_intervals_stand_beside_as_published(whole):

@@ -56,17 +56,17 @@ def censoring_words(marks: np.ndarray) -> Words:
 
 
 def against_window(whole: Record, window: Record) -> Record:
-    """The frontier through all budgets, flagged where its interval leaves out the uncensored window's gamma: then it
-    describes where runs ended, not how losses fall."""
-    if "not fitted" in (whole.status, window.status) or not np.isfinite(whole.params["gamma"][1]):
+    """The frontier through all budgets, flagged where it and the uncensored window leave each other's gamma outside
+    of their intervals: then it describes where runs ended, not how losses fall."""
+    if "not fitted" in (whole.status, window.status):
         return whole
-    _, low, high = whole.params["gamma"][:3]
-    gamma, other = whole.params["gamma"][0], window.params["gamma"][0]
-    if low <= other <= high:
+    gamma, low, high = whole.params["gamma"][:3]
+    other, other_low, other_high = window.params["gamma"][:3]
+    if not (other < low or other > high) or not (gamma < other_low or gamma > other_high):
         return whole
     words = Words(whole.flags, whole.words[len(whole.flags) :])
     words += flag(
-        f"gamma is {gamma - other:+.3f} off that of the uncensored window ({other:.3f}), beyond its interval"
+        f"gamma is {gamma - other:+.3f} off that of the uncensored window ({other:.3f}), beyond both intervals"
     )
     return dataclasses.replace(whole, status=words.status, words=words.text, flags=words.flags)
 
