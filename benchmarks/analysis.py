@@ -2,7 +2,8 @@
 
 1. 1000 run bootstraps of the sum law on 250 points: the batched search against scipy's least_squares-style
    minimiser (L-BFGS-B with analytic gradient, warm-started at the fit), both at the same optimum.
-2. `symscale fit` on the same table, after imports.
+2. `symscale fit` on the same table, after imports; and on 250 points of nine, seven and three runs, where eight
+   starts a resample and the jackknife come on top.
 3. The whole analysis of the simulated paper sweep (48 runs, all fits, all intervals, comparisons, sensitivity).
 """
 
@@ -15,6 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
 import time
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import minimize
@@ -68,6 +70,17 @@ def scipy_bootstrap(law, weights: np.ndarray) -> np.ndarray:
     )
 
 
+def ladder_points(arch: str, rungs: int, count: int = 250):
+    """Some `count` points of a few rungs of a published ladder, with an irreducible loss."""
+    truth = paper_truth(arch)
+    at = np.unique(np.round(np.linspace(0, len(truth.ladder) - 1, rungs)).astype(int))
+    truth = replace(truth, ladder=tuple(truth.ladder[k] for k in at), params=truth.params | {"E": 0.05})
+    points = simulate(truth, np.random.default_rng(0), validations=round(1.6 * count / rungs))
+    points = canonical(points[points["fraction"] > 0.02])
+    keep = np.sort(np.random.default_rng(1).permutation(len(points))[:count])
+    return points.iloc[keep][["N", "D", "loss", "run"]].reset_index(drop=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fast", action="store_true", help="100 resamples and no whole sweep")
@@ -90,6 +103,10 @@ def main() -> None:
     table = points[["N", "D", "loss", "run"]]
     seconds, _ = clock(lambda: fit_table(table, "sum", n_bootstrap=count), 3)
     print(f"symscale fit, {count} bootstraps, {len(table)} points: {seconds:.2f} s after imports")
+    for arch, rungs in (("mpnn", 9), ("esen", 7), ("mpnn", 3)):
+        few = ladder_points(arch, rungs)
+        seconds, _ = clock(lambda few=few: fit_table(few, "sum", n_bootstrap=count), 3)
+        print(f"  the same of {rungs} runs ({arch}, {len(few)} points): {seconds:.2f} s")
     if fast:
         return
     sweep = paper_sweep(0, validations=100)

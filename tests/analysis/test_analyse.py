@@ -11,7 +11,11 @@ import pytest
 
 from symscale.__main__ import main
 from symscale.analysis import paper, tables
+from symscale.analysis.intervals import generator
+from symscale.analysis.records import Options
+from symscale.analysis.simulate import paper_truth, simulate
 from symscale.analysis.simulate_cells import paper_cells, simulate_cell, write_cell
+from symscale.analysis.sweep import analyse
 
 
 def write_sweep(folder, names, validations=12, seed=0):
@@ -73,6 +77,11 @@ def test_simulated_egnn_shows_the_censoring_bias(whole):
     assert truth.value - frontier.value > 0.012 and frontier.hi < 0.1952
     entry = next(f for f in whole["document"]["fits"] if f["name"] == "frontier:egnn:C")
     assert any("censored" in w and "D* beyond D_max" in w for w in entry["diagnostics"])
+    assert entry["status"] == "flagged" and any(
+        "off that of the uncensored window" in w for w in entry["flags"]
+    )
+    plain = next(f for f in whole["document"]["fits"] if f["name"] == "frontier:mpnn:C")
+    assert plain["status"] == "ok" and any("censored" in w for w in plain["diagnostics"])
 
 
 def test_naive_intervals_stand_beside_as_published(whole):
@@ -119,6 +128,7 @@ def test_sensitivity_covers_burn_in_delta_smoothing_and_rows(whole):
     assert set(s[s.setting == "burn_in"].value) == {"0.01", "0.02", "0.05", "0.1"}
     assert set(s[s.setting == "delta"].value) == {"0.0001", "0.001", "0.01"}
     assert {"linf", "rows", "ema", "frontier"} <= set(s.setting)
+    assert set(s[s.setting == "frontier"].value) == {"steps", "running"}
     mine = s[(s.group == "mpnn") & (s.law == "sum") & (s.setting == "delta") & (s.parameter == "alpha")]
     assert mine.estimate.std() < 0.02
 
@@ -170,6 +180,22 @@ def test_results_do_not_depend_on_the_order_of_curves_or_on_threads(tiny):
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "2"})
     first, second = (json.loads((tiny / f / "fits.json").read_text()) for f in ("analysis", "again"))
     assert first == second
+
+
+def test_a_group_alone_gives_what_it_gives_among_others_and_rows_may_come_in_any_order():
+    """Every fit has a random stream of its own: however groups are spread over processes, and rows over a table, the
+    same values, intervals and draws come out to the last bit."""
+    points = pd.concat([simulate(paper_truth(a), generator(0, a), validations=8) for a in ("esen", "gemnet")])
+    options = Options(bootstraps=20)
+    together, _ = analyse(points.sample(frac=1, random_state=3), options)
+    for arch in ("esen", "gemnet"):
+        (alone,), _ = analyse(points[points["arch"] == arch], options)
+        (among,) = (a for a in together if a.group == arch)
+        for one, other in zip(alone.records, among.records, strict=True):
+            assert tables.plain(tables.fit_object(one)) == tables.plain(tables.fit_object(other))
+            assert all(np.array_equal(one.draws[k], other.draws[k], equal_nan=True) for k in one.draws)
+    (other,), _ = analyse(points[points["arch"] == "esen"], Options(bootstraps=20, seed=1))
+    assert not np.array_equal(other.records[0].draws["alpha"], together[0].records[0].draws["alpha"])
 
 
 def test_one_run_one_width_and_a_diverged_cell_do_not_stop_the_others(tmp_path):

@@ -42,7 +42,20 @@ def test_group_averaging_keeps_the_exponent_and_lowers_the_factor():
     assert low - 0.001 <= 0.276 <= high + 0.001 and high - low < 0.02
     assert found.slope_change[0] == pytest.approx(0, abs=1e-6)  # paired by run: luck cancels
     assert found.shift[0] == pytest.approx(np.log10(1 - 0.04 * 63 / 64), abs=1e-6)
+    assert found.slope_p == 1.0
     assert found.saturated == 16
+
+
+def test_equal_exponents_under_independent_noise_are_mostly_not_told_apart():
+    """Losses of M = 1 and 64 with noise of their own: the test of equal alpha rejects at most 3 of 30 at 5 %."""
+    limit = data_limit(paper.table7_law("mpnn"), paper.D_MAX)
+    rejected = 0
+    for seed in range(30):
+        table, _ = averaged(seed)
+        noise = np.exp(0.005 * np.random.default_rng(1000 + seed).standard_normal(len(table)))
+        table["loss"] = limit + (table["loss"] - limit) * noise
+        rejected += averaging(table, limit, n_bootstrap=100, seed=seed).slope_p < 0.05
+    assert rejected <= 3
 
 
 def test_a_changed_exponent_is_seen():
@@ -51,7 +64,7 @@ def test_a_changed_exponent_is_seen():
     more = table["loss"].where(table["M"] < 64, limit + (table["loss"] - limit) * (table["N"] / 2e5) ** -0.05)
     found = averaging(table.assign(loss=more), limit, n_bootstrap=300)
     assert found.slope_change[0] == pytest.approx(0.05, abs=1e-4)
-    assert found.slope_change[1] > 0
+    assert found.slope_change[1] > 0 and found.slope_p < 1e-3
 
 
 def test_losses_below_the_data_limit_and_unpaired_runs_are_refused():

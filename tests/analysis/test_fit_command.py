@@ -1,6 +1,9 @@
 """`symscale fit` on anyone's table, and `symscale allocate` on an analysis."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,6 +12,7 @@ import pytest
 from symscale.__main__ import main
 from symscale.analysis import paper
 from symscale.analysis.points import after_burn_in, at_fractions
+from symscale.analysis.table_fit import fit_table
 
 
 @pytest.fixture
@@ -40,6 +44,44 @@ def test_json_has_exactly_the_promised_keys(chinchilla, capsys):
     assert any("no run column" in w for w in result["diagnostics"]["words"])
 
 
+def test_documented_cross_check_recovers_the_law_that_its_points_follow(tmp_path):
+    """The commands of docs/analysis.md, word for word, on a table like the one they are for: 245 rows of that law
+    with 1 % noise of heavy tails, a hole, and five runs of few tokens far off. Its parameters come back, each inside
+    its interval; with the outliers left in they do not."""
+    rng = np.random.default_rng(0)
+    N, C = np.exp(rng.uniform(np.log(5.7e7), np.log(1.6e10), 800)), 10 ** rng.uniform(18.2, 22.1, 800)
+    D = C / (6 * N)
+    chosen = np.flatnonzero((D > 1.1e9) & (D < 3e11))[:240]
+    loss = (1.817 + 482 * N**-0.348 + 2085 * D**-0.366) * np.exp(0.005 * rng.laplace(size=800))
+    table = pd.DataFrame({"Model Size": N, "Training FLOP": C, "loss": loss}).iloc[chosen]
+    few = pd.DataFrame({"Model Size": 3e9, "Training FLOP": 6 * 3e9 * np.geomspace(2e8, 8e8, 5), "loss": 6.0})
+    hole = pd.DataFrame({"Model Size": [1e9], "Training FLOP": [1e20], "loss": [np.nan]})
+    pd.concat([few, table, hole]).to_csv(tmp_path / "svg_extracted_data.csv", index=False)
+    text = (Path(__file__).parents[2] / "docs" / "analysis.md").read_text()
+    block = text[text.index("## Cross-check") :].split("```")[1]
+    assert "svg_extracted_data.csv" in block and "--linf free" in block and "--delta" in block
+    script = block.replace("symscale fit", f"{sys.executable} -m symscale fit")
+    script = script.replace("python -c", f"{sys.executable} -c")
+    out = subprocess.run(["bash", "-ec", script], cwd=tmp_path, check=True, capture_output=True, text=True)
+    result = json.loads(out.stdout)
+    truth = {"A": 482, "B": 2085, "E": 1.817, "alpha": 0.348, "beta": 0.366}
+    for name, p in result["params"].items():
+        assert p["lo"] <= truth[name] <= p["hi"], name
+    for name, tolerance in (
+        ("A", 0.4),
+        ("B", 0.4),
+        ("E", 0.02),
+        ("alpha", 0.06),
+        ("beta", 0.05),
+    ):  # 3 sd over draws
+        assert result["params"][name]["value"] == pytest.approx(truth[name], rel=tolerance), name
+    assert (result["n_points"], result["n_bootstrap"]) == (240, 1000)
+    spoilt = pd.concat([few, table])
+    spoilt = spoilt.rename(columns={"Model Size": "N"}).assign(D=lambda t: t["Training FLOP"] / (6 * t["N"]))
+    left_in = fit_table(spoilt[["N", "D", "loss"]], "sum", delta=1e3, n_bootstrap=0)["params"]
+    assert abs(left_in["beta"]["value"] - 0.366) > 0.1
+
+
 def test_row_order_names_and_format_change_nothing(chinchilla, tmp_path, capsys):
     """Shuffled, renamed, as Parquet: the same numbers to the last digit."""
     first = fit_json(capsys, chinchilla, "--bootstrap", "30")
@@ -48,8 +90,7 @@ def test_row_order_names_and_format_change_nothing(chinchilla, tmp_path, capsys)
     table.rename(columns={"N": "params", "loss": "val"}).to_parquet(other, index=False)
     renamed = ["--column", "N=params", "--column", "loss=val"]
     second = fit_json(capsys, other, "--bootstrap", "30", *renamed)
-    assert first["params"]["alpha"]["value"] == pytest.approx(second["params"]["alpha"]["value"], abs=1e-9)
-    assert first["n_points"] == second["n_points"]
+    assert first == second
 
 
 def test_same_seed_same_draws(chinchilla, capsys):
@@ -71,7 +112,7 @@ def test_runs_are_resampled_where_a_run_column_is_given(noisy_sweep, tmp_path, c
         fit_json(capsys, tmp_path / f, "--linf", "0", "--bootstrap", "200")["params"]["alpha"]
         for f in ("a.csv", "b.csv")
     )
-    assert by_run["value"] == by_row["value"]
+    assert by_run["value"] == pytest.approx(by_row["value"], abs=1e-8)
     assert by_run["hi"] - by_run["lo"] > 1.3 * (by_row["hi"] - by_row["lo"])
 
 
@@ -133,6 +174,34 @@ def test_bad_input_is_refused_in_one_line(chinchilla, capsys, change, arguments,
     assert main(["fit", str(chinchilla), *arguments]) == 1
     err = capsys.readouterr().err
     assert re.search(message, err) and err.count("\n") == 1
+
+
+def test_three_runs_with_a_free_irreducible_loss_get_no_interval(noisy_sweep, tmp_path, capsys):
+    """Two sizes cannot give A, alpha and L_inf: an interval that held the truth in .65 of the cases was printed for
+    them. With L_inf = 0 there is one, with one degree of freedom; both are flagged."""
+    points = at_fractions(noisy_sweep["esen"])
+    points[points["width"].isin([4, 12, 32])].to_csv(tmp_path / "few.csv", index=False)
+    free, fixed = (
+        fit_json(capsys, tmp_path / "few.csv", "--bootstrap", "50", "--linf", e) for e in ("free", "0")
+    )
+    assert free["params"]["alpha"]["lo"] is None and free["diagnostics"]["interval"] == "none"
+    assert fixed["params"]["alpha"]["lo"] < 0.817 < fixed["params"]["alpha"]["hi"]
+    for result in (free, fixed):
+        assert result["diagnostics"]["status"] == "flagged"
+        assert any("3 runs only" in w for w in result["diagnostics"]["flags"])
+        assert set(result["diagnostics"]["flags"]) <= set(result["diagnostics"]["words"])
+
+
+def test_one_run_is_refused_by_the_sum_law_and_flagged_by_a_power_of_d(noisy_sweep, tmp_path, capsys):
+    """One learning curve has no alpha; its beta has no interval over runs, in words."""
+    run = noisy_sweep["esen"]
+    run[run["width"] == 12].to_csv(tmp_path / "one.csv", index=False)
+    assert main(["fit", str(tmp_path / "one.csv")]) == 1
+    assert "one N" in capsys.readouterr().err
+    result = fit_json(capsys, tmp_path / "one.csv", "--law", "power", "--x", "D", "--bootstrap", "20")
+    assert result["params"]["gamma"]["lo"] is None
+    assert result["diagnostics"]["status"] == "flagged"
+    assert any("1 runs only" in w for w in result["diagnostics"]["flags"])
 
 
 def test_curves_of_different_units_are_refused(noisy_sweep, tmp_path, capsys):

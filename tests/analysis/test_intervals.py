@@ -91,3 +91,33 @@ def test_basic_interval_mirrors_a_biased_estimate():
     low, high = iv.basic(5.0, draws, centre=10.0)
     assert (low + high) / 2 == pytest.approx(4.0, abs=1e-6)
     assert high - low == pytest.approx(0.95 * 4, abs=1e-2)
+
+
+def test_few_runs_leave_few_degrees_of_freedom_and_three_sizes_none_for_a_free_l_inf(noisy_sweep):
+    """Runs less A, alpha and, if free, L_inf; a replicate seed adds a run but no size; along D all runs but one."""
+    points = at_fractions(noisy_sweep["esen"])
+    three = points[points["width"].isin([4, 12, 32])]
+    runs, N, D = three["run"].to_numpy(str), three["N"].to_numpy(), three["D"].to_numpy()
+    assert iv.jackknife_df(runs, N, free=False) == 1
+    assert iv.jackknife_df(runs, N, free=True) == 0
+    assert iv.jackknife_df(runs, D, free=True) == 2
+    all_runs, all_n = points["run"].to_numpy(str), points["N"].to_numpy()
+    assert (
+        iv.jackknife_df(all_runs, all_n, free=False) == 5 and iv.jackknife_df(all_runs, all_n, free=True) == 4
+    )
+    twice = np.concatenate([runs, np.char.add(runs, "_s1")])
+    assert iv.jackknife_df(twice, np.tile(N, 2), free=True) == 3
+
+
+def test_jackknife_interval_is_students_and_needs_degrees_of_freedom():
+    """By hand: error 1, df 1: t = 12.706; factors in logs; L_inf never below 0; nothing without df."""
+    left = np.array([9.0, 11.0])  # jackknife error of two values: sqrt(1/2 * 2) = 1
+    assert iv.jackknife_error(left) == pytest.approx(1.0)
+    assert iv.jackknife_interval("alpha", 10.0, left, 1) == (
+        pytest.approx(10 - 12.7062, abs=1e-3),
+        pytest.approx(10 + 12.7062, abs=1e-3),
+    )
+    low, high = iv.jackknife_interval("A", np.e, np.exp(left - 9), 1)
+    assert np.log(low * high) == pytest.approx(2.0) and low > 0
+    assert iv.jackknife_interval("E", 10.0, left, 1)[0] == 0.0
+    assert np.isnan(iv.jackknife_interval("alpha", 10.0, left, 0)).all()

@@ -1,12 +1,15 @@
 """Fits: recovery, optimality against scipy, and words about fits that cannot be trusted."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
 from symscale.analysis import paper
-from symscale.analysis.laws import LEAST_SQUARES, fit
-from symscale.analysis.solver import huber
+from symscale.analysis.diagnostics import diagnose
+from symscale.analysis.laws import LEAST_SQUARES, fit, search_words
+from symscale.analysis.solver import _model, huber, solve
 from symscale.errors import UserError
 
 
@@ -109,3 +112,39 @@ def test_one_model_size_and_too_few_points_are_refused():
     N, D, loss = (v[::40][:4] for v in surface("mpnn"))
     with pytest.raises(UserError, match="4 points for 4 parameters"):
         fit("sum", [N, D], loss)
+
+
+def test_a_search_that_did_not_move_or_not_end_is_told():
+    """Stuck at start and cut off after one step, each in words; a search that ended well says nothing."""
+    N, D, loss = surface("mpnn")
+    x = np.log(np.stack([N, D]))
+    x, y = x - x.mean(axis=1, keepdims=True), np.log(loss * np.exp(0.01 * np.sin(np.arange(len(N)))))
+    start = np.array([[0.0, 1.0, 0.0, 1.0]])
+    ended, cut = (solve(x, y, start, max_iterations=m) for m in (400, 1))
+    assert search_words("sum", ended, 0, False) == []
+    assert any("not converged" in w for w in search_words("sum", cut, 0, False))
+    stuck = dataclasses.replace(ended, moved=np.array([False]))
+    assert any("stuck at start" in w for w in search_words("sum", stuck, 0, False))
+
+
+def test_centred_logs_condition_the_fit_a_thousandfold():
+    """Published ladders: the condition number of the normal equations is some hundred instead of some million, and
+    what a reader would see as alpha and log A remain correlated, which a number says."""
+    for arch in paper.LADDERS:
+        N, D, loss = surface(arch)
+        numbers, words = diagnose(fit("sum", [N, D], loss))
+        law = paper.table7_law(arch)
+        plain = np.array([[np.log(law["A"]), law["alpha"], np.log(law["B"]), law["beta"]]])
+        jac = _model(plain, np.log(np.stack([N, D])))[1][0].T
+        assert numbers["condition"] < 1e3 and np.linalg.cond(jac.T @ jac) > 1e3 * numbers["condition"]
+        assert numbers["corr(alpha, log A)"] > 0.95 and any("together" in w for w in words.notes)
+
+
+@pytest.mark.parametrize("name", ["N", "D"])
+def test_a_narrow_range_is_flagged(name):
+    """Three sizes within a factor 1.6, or the last half of every run: that exponent is weakly determined."""
+    N, D, loss = surface("mpnn")
+    keep = np.isin(N, [1293284, 1763133, 2422704]) if name == "N" else D > 0.4 * D.max()
+    words = diagnose(fit("sum", [N[keep], D[keep]], loss[keep]))[1]
+    assert any(w.startswith(f"{name} spans") for w in words.flags)
+    assert not any("spans" in w for w in diagnose(fit("sum", [N, D], loss))[1].text)

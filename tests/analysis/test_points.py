@@ -117,6 +117,17 @@ def test_smoothing_reduces_evaluation_noise():
     assert np.std(np.log(smooth["loss"] / base["loss"])[late]) < before / 3
 
 
+def test_energy_and_force_terms_are_smoothed_with_the_loss():
+    """Constant shares of a smoothed loss stay those shares, row by row; a term that is 0 stays 0."""
+    points = simulate(paper_truth("gemnet"), generator(0), noise=Noise(0, 0, 0.05), validations=60)
+    points = points.assign(energy_loss=0.2 * points["loss"], force_loss=0.8 * points["loss"])
+    smooth = ema(points, 0.9)
+    assert not np.allclose(smooth["loss"], points["loss"], rtol=1e-3)
+    assert np.allclose(smooth["energy_loss"], 0.2 * smooth["loss"], rtol=1e-12)
+    assert np.allclose(smooth["force_loss"], 0.8 * smooth["loss"], rtol=1e-12)
+    assert (ema(points.assign(energy_loss=0.0), 0.9)["energy_loss"] == 0).all()
+
+
 @pytest.mark.parametrize("factor", [1.0, -0.1])
 def test_impossible_smoothing_is_refused(clean_sweep, factor):
     """A factor of one never moves."""

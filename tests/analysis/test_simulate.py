@@ -108,6 +108,34 @@ def test_command_fills_in_resolved_cells_and_takes_laws(tmp_path):
     assert np.allclose(rows["val_loss"], 0.5)
 
 
+def test_any_law_on_any_ladder(tmp_path, capsys):
+    """An architecture of one's own: five sizes, its law, and the analysis that gives the law back."""
+    law = {"A": 20.0, "alpha": 0.3, "B": 300.0, "beta": 0.35, "E": 0.0, "kappa": 5.0}
+    ladder = [[8, 10_000], [16, 40_000], [32, 160_000], [64, 640_000], [128, 2_560_000]]
+    (tmp_path / "laws.json").write_text(json.dumps({"mine": law | {"ladder": ladder}}))
+    out = tmp_path / "cells"
+    arguments = ["--laws", str(tmp_path / "laws.json"), "--arch", "mine", "--out", str(out)]
+    assert main(["simulate", *arguments, "--noise", "0", "0", "0", "--atoms", "1e8"]) == 0
+    curves = sorted(out.glob("*/curve.parquet"))
+    assert [c.parent.name for c in curves] == sorted(f"mine_w{w}" for w, _ in ladder)
+    assert read_curve(out / "mine_w32" / "curve.parquet")[1]["N"] == 160_000
+    assert main(["analyse", "--results", str(out), "--bootstraps", "10"]) == 0
+    fits = {f["name"]: f for f in json.loads((out / "analysis" / "fits.json").read_text())["fits"]}
+    for name in ("A", "alpha", "B", "beta"):
+        assert fits["sum:mine"]["params"][name]["value"] == pytest.approx(law[name], rel=1e-4)
+    assert fits["kappa:mine:C"]["params"]["kappa"]["value"] == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(
+    "ladder", [[], [[8, 100]], [[8, 100], [4, 200]], [[8, 100], [16, 50]], [[8, 1.5], [16, 50]], "w", [8, 16]]
+)
+def test_a_ladder_that_is_none_is_refused(ladder, tmp_path, capsys):
+    """Rungs are [width, N], rising."""
+    (tmp_path / "laws.json").write_text(json.dumps({"mpnn": {"ladder": ladder}}))
+    assert main(["simulate", "--laws", str(tmp_path / "laws.json"), "--out", str(tmp_path / "x")]) == 1
+    assert "law of mpnn: ladder" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -20,8 +20,9 @@ fits.parquet       a row per fit and parameter: fit (its name, 'law:group:x:vari
                    published': per point), status, n_points, n_bootstrap, seed; a fit that was impossible has one row
                    with parameter '' and NaN
 fits.json          {"fits": [...], "words": [...], "options": {...}}: one object per fit with name, law, group, arch,
-                   x, variant, status, diagnostics (words), params {name: {value, lo, hi, naive_lo, naive_hi}},
-                   interval, jackknife {name: [lo, hi]}, numbers, cells, n_points, n_bootstrap, rejected, seed
+                   x, variant, status, diagnostics (words, flags first), flags (those that make it 'flagged'), params
+                   {name: {value, lo, hi, naive_lo, naive_hi}}, interval, jackknife {name: [lo, hi]}, numbers,
+                   cells, n_points, n_bootstrap, rejected, seed
 draws.parquet      fit, draw, then a column per parameter: the draws behind lo and hi
 comparisons.json   list of {kind, what, first, second, estimate, lo, hi, p, verdict, numbers} (compare.py)
 sensitivity.parquet  group, law, x, setting, value (of the setting), parameter, estimate
@@ -33,5 +34,5 @@ frontier     C, H  gamma, F, E                 '' all budgets; 'uncensored' thos
                                                'energy', 'force' (C only)
 kappa        C     kappa, drift                ''
 hours        H     xi, p: H = xi N^p D         ''
-status is 'ok', 'flagged' (a word in diagnostics says why) or 'not fitted'.
+status is 'ok', 'flagged' (`flags` say why) or 'not fitted'.
 """

@@ -11,6 +11,7 @@ from symscale.analysis import intervals as iv
 from symscale.analysis.closed import Allocation, Cost, crossing
 
 MIN_RUNS = 5  # for an interval
+GRID = 600  # budgets on which frontiers with irreducible losses are compared
 NEAR = 1e3  # a crossing this many times outside of the measured budgets is none
 
 
@@ -82,40 +83,75 @@ def outside(points: pd.DataFrame, group: str, x: str, budget: float, n: float, d
 
 
 def crossings(results: dict, groups: dict[str, Allocation], x: str) -> list[dict]:
-    """Budget at which two groups' frontiers cross (L_inf = 0), with its interval, and who is better above it."""
+    """Budgets at which two groups' frontiers cross, with intervals, and who is better above each.
+
+    Without irreducible losses two frontiers meet once at most (closed form); with them twice, once or never, and
+    every crossing within NEAR times the measured budgets is a row.
+    """
     out = []
     for a, b in itertools.combinations(groups, 2):
-        first, second = groups[a], groups[b]
-        if first.params["E"] or second.params["E"]:
-            continue  # with irreducible losses two frontiers may meet twice or never
-        log = float(crossing((first.F, first.gamma), (second.F, second.gamma)))
         measured = results["points"].loc[
             results["points"]["group"].isin([a, b]) & (results["points"][x] > 0), x
         ]
-        if not np.log(measured.min() / NEAR) <= log <= np.log(measured.max() * NEAR):
-            better = a if first.loss(measured.median()) < second.loss(measured.median()) else b
-            row = {"first": a, "second": b, "budget": None, "lo": None, "hi": None, "better_above": better}
-            out.append(
-                row
-                | {"verdict": f"{a} and {b} do not cross near the measured budgets; {better} is better there"}
-            )
-            continue
-        low, high = float("nan"), float("nan")
+        first, second = groups[a], groups[b]
+        window = np.log(measured.min() / NEAR), np.log(measured.max() * NEAR)
         draws = draws_of(results, a), draws_of(results, b)
+        many = None
         if all(draws):
             size = min(len(d["A"]) for d in draws)
             many = [
                 Allocation({k: v[:size] for k, v in d.items()}, g.cost)
                 for d, g in zip(draws, (first, second), strict=True)
             ]
-            low, high = np.exp(iv.percentile(crossing(*((m.F, m.gamma) for m in many))))
-        winner = a if first.gamma > second.gamma else b
-        budget = float(np.exp(log))
-        verdict = (
-            f"{a} and {b} cross at {budget:.4g} [{low:.3g}, {high:.3g}] {{unit}}; above it {winner} is better"
-        )
-        if not measured.min() <= budget <= measured.max():
-            verdict += " (extrapolated: no run of either had such a budget)"
-        row = {"first": a, "second": b, "budget": budget, "lo": float(low), "hi": float(high)}
-        out.append(row | {"better_above": winner, "verdict": verdict})
+        meet = meetings(first, second, window)
+        if not len(meet):
+            better = a if first.loss(measured.median()) < second.loss(measured.median()) else b
+            row = {"first": a, "second": b, "budget": None, "lo": None, "hi": None, "better_above": better}
+            out.append(
+                row
+                | {"verdict": f"{a} and {b} do not cross near the measured budgets; {better} is better there"}
+            )
+        for log in meet:
+            low, high, without = (float("nan"),) * 2 + (0.0,)
+            if many:
+                with np.errstate(all="ignore"):
+                    found = nearest(*many, log, window)
+                low, high = np.exp(iv.percentile(found))
+                without = float(np.mean(~np.isfinite(found)))
+            budget = float(np.exp(log))
+            winner = a if first.loss(1.01 * budget) < second.loss(1.01 * budget) else b
+            verdict = f"{a} and {b} cross at {budget:.4g} [{low:.3g}, {high:.3g}] {{unit}}"
+            verdict += f"; above it {winner} is better"
+            if not measured.min() <= budget <= measured.max():
+                verdict += " (extrapolated: no run of either had such a budget)"
+            if without > 0.025:
+                verdict += f" (no crossing in {without:.0%} of the resamples, which the interval leaves out)"
+            row = {"first": a, "second": b, "budget": budget, "lo": float(low), "hi": float(high)}
+            out.append(row | {"better_above": winner, "verdict": verdict})
     return out
+
+
+def meetings(first: Allocation, second: Allocation, window: tuple[float, float]) -> np.ndarray:
+    """Logs of the budgets inside a window (of logs) at which two frontiers have one loss."""
+    if not (np.any(first.params["E"]) or np.any(second.params["E"])):
+        log = float(crossing((first.F, first.gamma), (second.F, second.gamma)))
+        return np.array([log] if window[0] <= log <= window[1] else [])
+    grid = np.linspace(*window, GRID)
+    gap = np.log(first.loss(np.exp(grid))) - np.log(second.loss(np.exp(grid)))
+    at = np.flatnonzero(np.sign(gap[1:]) * np.sign(gap[:-1]) < 0)
+    return grid[at] - gap[at] * (grid[at + 1] - grid[at]) / (gap[at + 1] - gap[at])
+
+
+def nearest(first: Allocation, second: Allocation, log: float, window: tuple[float, float]) -> np.ndarray:
+    """For draws of two allocations, the log budget of the crossing nearest to `log`, (R,); NaN without one."""
+    if not (np.any(first.params["E"]) or np.any(second.params["E"])):
+        return np.asarray(crossing((first.F, first.gamma), (second.F, second.gamma)))
+    grid = np.linspace(*window, GRID)[:, None]
+    gap = np.log(first.loss(np.exp(grid))) - np.log(second.loss(np.exp(grid)))  # (GRID, R)
+    step = gap[1:] - gap[:-1]
+    at = np.where(
+        gap[1:] * gap[:-1] < 0, grid[:-1] - gap[:-1] * (grid[1] - grid[0]) / np.where(step, step, 1.0), np.nan
+    )
+    distance = np.where(np.isfinite(at), np.abs(at - log), np.inf)
+    best = distance.argmin(axis=0)
+    return at[best, np.arange(at.shape[1])]

@@ -3,7 +3,7 @@ and a sentence."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -56,15 +56,11 @@ def find(analysis: GroupAnalysis, law: str, x: str = "", variant: str = "") -> R
 
 
 def error_of(record: Record, name: str) -> float:
-    """Standard error over runs: of the draws (bootstrap), or what a jackknife interval implies if it is wider."""
+    """Standard error over runs: of the draws (bootstrap), or the jackknife's if it is wider."""
     draws = record.draws.get(name)
     error = float(np.std(draws[np.isfinite(draws)], ddof=1)) if draws is not None else float("nan")
-    if name in record.jackknife:
-        from scipy.special import stdtrit
-
-        low, high = record.jackknife[name]
-        wide = (high - low) / 2 / float(stdtrit(max(len(record.cells) - 1, 1), 0.975))
-        error = max(error, wide) if np.isfinite(error) else wide
+    if name in record.left:
+        error = float(np.fmax(error, iv.jackknife_error(record.left[name])))
     return error
 
 
@@ -100,11 +96,14 @@ def _sentence(what, first, second, difference, low, high, p) -> str:
 def parallel_shift(
     first: GroupAnalysis, second: GroupAnalysis, x: str = "C", variant: str = ""
 ) -> Comparison | None:
-    """Same slope, different factor? The slopes are tested as above; the shift is log10 of second's loss over
-    first's at the middle of their common budgets, under one slope if the test does not refuse it.
+    """Same slope, different factor? The slopes are tested as above. The estimate is log10 of second's loss over
+    first's: under one common slope if the test does not tell them apart, else by their own slopes at the middle of
+    the budgets that both have.
 
-    numbers: slope_p, slope_difference, common_gamma, vertical (log10 loss) and horizontal (log10 budget: what the
-    second needs more to reach the same loss) with their intervals.
+    A frontier's level is read at the middle of its own budgets, where least squares knows it best, and carried along
+    the common slope, whose uncertainty counts. numbers: slope_p, slope_difference, slope_lo, slope_hi, common_gamma,
+    same_slope, horizontal (log10 of how much more budget the second needs for the same loss: the estimate over the
+    common slope) with horizontal_lo, horizontal_hi, middle, own_slopes (the estimate by own slopes).
     """
     a, b = find(first, "frontier", x, variant), find(second, "frontier", x, variant)
     if a is None or b is None or not a.n_bootstrap or not b.n_bootstrap:
@@ -113,26 +112,53 @@ def parallel_shift(
     difference = b.params["gamma"][0] - a.params["gamma"][0]
     errors = error_of(a, "gamma"), error_of(b, "gamma")
     low, high, slope_p = welch(difference, errors, df)
-    spans = [g.frontier.loc[g.frontier["x"] == x, "budget"] for g in (first, second)]
-    middle = 0.5 * (np.log(max(s.min() for s in spans)) + np.log(min(s.max() for s in spans)))
-    level = [np.log(r.params["F"][0]) - r.params["gamma"][0] * middle for r in (a, b)]
-    level_error = [np.std(np.log(r.draws["F"]) - r.draws["gamma"] * middle, ddof=1) for r in (a, b)]
-    vertical = (level[1] - level[0]) / np.log(10)
-    v_low, v_high, p = welch(vertical, tuple(e / np.log(10) for e in level_error), df)
-    weights = 1 / np.square(errors)
-    gamma = float(np.average([a.params["gamma"][0], b.params["gamma"][0]], weights=weights))
+    budgets = [_log_budgets(g.frontier, x, variant) for g in (first, second)]
+    own_middles = [float(v.mean()) for v in budgets]
+    middle = 0.5 * (max(v.min() for v in budgets) + min(v.max() for v in budgets))
+    weights = np.square(errors[::-1]) if all(np.square(errors) > 0) else np.ones(2)  # inverse variances
+    n_draws = min(a.n_bootstrap, b.n_bootstrap)
+
+    def shifts(lines: list[tuple]) -> tuple:
+        """Vertical shift under the common slope, the same by own slopes, the common slope."""
+        (f1, g1), (f2, g2) = lines
+        gamma = (weights[0] * g1 + weights[1] * g2) / weights.sum()
+        levels = [np.log(f) - g * m for (f, g), m in zip(lines, own_middles, strict=True)]
+        common = levels[1] - levels[0] + gamma * (own_middles[1] - own_middles[0])
+        own = np.log(f2) - np.log(f1) - (g2 - g1) * middle
+        return common / np.log(10), own / np.log(10), gamma
+
+    common, own, gamma = (
+        float(v) for v in shifts([(r.params["F"][0], r.params["gamma"][0]) for r in (a, b)])
+    )
+    drawn = shifts([(r.draws["F"][:n_draws], r.draws["gamma"][:n_draws]) for r in (a, b)])
     same = not slope_p < 0.05
+    vertical, scatter = (common, drawn[0]) if same else (own, drawn[1])
+    v_low, v_high, p = welch(vertical, (float(np.std(scatter, ddof=1)), 0.0), df)
+    h_low, h_high, _ = welch(vertical / gamma, (float(np.std(scatter / drawn[2], ddof=1)), 0.0), df)
     verdict = (
         f"frontiers of {first.group} and {second.group} in {x} are "
         f"{'parallel within the noise' if same else 'not parallel'} (slopes differ by {difference:+.3f}, "
-        f"p = {slope_p:.2g}); {second.group} lies {vertical:+.3f} [{v_low:+.3f}, {v_high:+.3f}] in log10 L, "
-        f"that is {vertical / gamma:+.3f} in log10 {x}"
+        f"p = {slope_p:.2g}); {second.group} lies {vertical:+.3f} [{v_low:+.3f}, {v_high:+.3f}] in log10 L"
+        + (
+            f", that is {vertical / gamma:+.3f} in log10 {x}"
+            if same
+            else f" at {np.exp(middle):.3g}, the middle of their common budgets"
+        )
     )
     numbers = {"slope_p": slope_p, "slope_difference": difference, "slope_lo": low, "slope_hi": high}
-    numbers |= {"common_gamma": gamma, "horizontal": vertical / gamma, "horizontal_lo": v_low / gamma}
-    numbers |= {"horizontal_hi": v_high / gamma, "middle": float(np.exp(middle)), "same_slope": float(same)}
+    numbers |= {"common_gamma": gamma, "horizontal": vertical / gamma, "horizontal_lo": h_low}
+    numbers |= {"horizontal_hi": h_high, "middle": float(np.exp(middle)), "same_slope": float(same)}
+    numbers |= {"own_slopes": own}
     return Comparison("shift", f"frontier in {x}", first.group, second.group, vertical, v_low, v_high, p, verdict,
                       numbers)  # fmt: skip
+
+
+def _log_budgets(frontier, x: str, variant: str) -> np.ndarray:
+    """Logs of the budgets that a variant of the frontier was fitted to."""
+    rows = frontier[frontier["x"] == x]
+    return np.log(
+        rows.loc[~rows["censored"], "budget"] if variant == "uncensored" else rows["budget"]
+    ).to_numpy()
 
 
 def irreducible(analysis: GroupAnalysis, options: Options, draws: int = LR_DRAWS) -> Comparison | None:
@@ -237,13 +263,25 @@ def across(analyses: list[GroupAnalysis], options: Options, studies: dict | None
     out: list[Comparison] = []
     for first, second in sorted(pairs):
         a, b = fitted[first], fitted[second]
-        out += exponents(a, b)
+        found = exponents(a, b)
         if a.arch == b.arch:
-            out += [c for x in ("C", "H") if (c := parallel_shift(a, b, x)) is not None]
+            found += [c for x in ("C", "H") if (c := parallel_shift(a, b, x)) is not None]
+        out += found if same_data(a, b) else [_on_other_data(c) for c in found]
     for a in fitted.values():
         out += [c for c in (irreducible(a, options),) if c is not None]
         out += extrapolate(a, options)
     return out
+
+
+def same_data(first: GroupAnalysis, second: GroupAnalysis) -> bool:
+    """Whether two groups were trained on one pack (or nothing is known of it)."""
+    packs = [set(g.points["data_hash"]) if "data_hash" in g.points else {""} for g in (first, second)]
+    return packs[0] == packs[1]
+
+
+def _on_other_data(c: Comparison) -> Comparison:
+    verdict = f"{c.verdict}; they were trained on different packs of data, whose losses are normalised apart"
+    return replace(c, verdict=verdict, numbers=c.numbers | {"same_data": 0.0})
 
 
 def as_dicts(comparisons: list[Comparison]) -> list[dict]:

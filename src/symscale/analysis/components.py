@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from symscale.analysis import intervals as iv
+from symscale.analysis.diagnostics import NOTHING, Words
 from symscale.analysis.frontier import extract
 from symscale.analysis.laws import LEAST_SQUARES, fit
 from symscale.analysis.points import at_fractions, canonical
@@ -20,7 +21,9 @@ PART_BOOTSTRAPS = 400
 SATURATED = 0.1  # averaging has saturated where at most this share of the whole gain is still to come
 
 
-def decompose(points: pd.DataFrame, group: str, arch: str, options: Options) -> list[Record]:
+def decompose(
+    points: pd.DataFrame, group: str, arch: str, options: Options, words: Words = NOTHING
+) -> list[Record]:
     """Sum law and frontier in C of each term of eq. (1), as variants 'energy' and 'force'. A term that is nowhere
     positive (absent from the training loss) has no law."""
     records = []
@@ -32,12 +35,14 @@ def decompose(points: pd.DataFrame, group: str, arch: str, options: Options) -> 
         part = part[np.isfinite(part["loss"]) & (part["loss"] > 0)]
         if not len(part):
             continue
-        surface, record = analyse_sum(canonical(at_fractions(part)), group, arch, options, variant)
+        surface, record = analyse_sum(canonical(at_fractions(part)), group, arch, options, variant, words)
         records.append(record)
         if (part["C"] > 0).all():
             table = extract(part, "C")
             every = np.ones(len(table), dtype=bool)
-            records.append(analyse_frontier(table, part, surface, group, arch, "C", variant, every, options))
+            records.append(
+                analyse_frontier(table, part, surface, group, arch, "C", variant, every, options, words)
+            )
     return records
 
 
@@ -46,7 +51,8 @@ class Averaging:
     """Fits of L - L_D = A N^-alpha (eq. 24), one for each number M of rotations.
 
     alpha, A: M -> (value, lo, hi). slope_change and shift compare the largest M with the smallest (values are
-    paired by run): alpha(M) - alpha(1), and log10 of (L - L_D) at the middle of the ladder. gain: M -> mean of
+    paired by run): alpha(M) - alpha(1), and log10 of (L - L_D) at the middle of the ladder. slope_p: p value of equal
+    alpha, Student's t on the paired draws with runs - 2 degrees of freedom. gain: M -> mean of
     log L(1) - log L(M). saturated: smallest M with at most 10 % of the gain still to come.
     """
 
@@ -58,6 +64,7 @@ class Averaging:
     gain: dict[int, float]
     saturated: int
     words: tuple[str, ...]
+    slope_p: float = float("nan")
 
 
 def data_limit(params: dict, d: float) -> float:
@@ -71,6 +78,8 @@ def averaging(table: pd.DataFrame, L_D: float, *, n_bootstrap: int = 1000, seed:
     Runs are drawn with replacement, the same ones for every M. Raises UserError where a loss is not above L_D,
     or runs differ between M.
     """
+    from scipy.special import stdtr
+
     table = table.sort_values(["M", "N", "run"]).reset_index(drop=True)
     counts = np.unique(table["M"])
     below = table["loss"] <= L_D
@@ -99,6 +108,12 @@ def averaging(table: pd.DataFrame, L_D: float, *, n_bootstrap: int = 1000, seed:
     saturated = next(m for m in by_m if abs(whole - gain[m]) <= SATURATED * abs(whole) or m == last)
     change = draws[last]["gamma"] - draws[first]["gamma"]
     shift = level(draws[last]) - level(draws[first])
+    error = float(np.std(change, ddof=1))
+    slope_p = 1.0  # equal to rounding
+    if abs(fits[last].params["gamma"] - fits[first].params["gamma"]) > 1e-9:
+        df = len(runs) - 2
+        t = (fits[last].params["gamma"] - fits[first].params["gamma"]) / max(error, 1e-12)
+        slope_p = float(2 * stdtr(df, -abs(t))) if df > 0 else float("nan")
     words = [f"{rejected} resamples with fewer than three sizes were drawn again"] if rejected else []
     if len(np.unique(N)) < 4:
         words.append(f"{len(np.unique(N))} sizes only: the exponent is indicative")
@@ -111,4 +126,5 @@ def averaging(table: pd.DataFrame, L_D: float, *, n_bootstrap: int = 1000, seed:
         gain,
         int(saturated),
         tuple(words),
+        slope_p,
     )

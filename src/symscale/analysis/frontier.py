@@ -48,8 +48,14 @@ def lay_out(points: pd.DataFrame, x: str = "C", n_budgets: int = BUDGETS) -> Cur
     return Curves(points.reset_index(drop=True), x, budgets, order, np.stack(at, axis=1))
 
 
-def lowest(curves: Curves, log_loss: np.ndarray, interpolate: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def lowest(
+    curves: Curves, log_loss: np.ndarray, interpolate: bool = True, finished: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Lowest log loss (R, B) and its row (R, B) for log losses (R, n); inf and -1 where no run has started.
+
+    A run that has ended keeps its last value for larger budgets ("with at most that budget"). Without `finished` a
+    budget sees only the runs that were still training there; where a ladder has wide gaps beyond D_max (EGNN's from
+    9 to 25 million parameters) the frontier then rises between runs, which lowers gamma.
 
     Between two validations a run is read on the line between their logs. Without `interpolate` it keeps the earlier
     value until the next one: a staircase that raises F, and gamma too where validations are sparse (22 rows a run:
@@ -69,7 +75,8 @@ def lowest(curves: Curves, log_loss: np.ndarray, interpolate: bool = True) -> tu
             gap = log_x[index][following] - log_x[index][at]
             part = np.where(gap > 0, (log_budget - log_x[index][at]) / np.where(gap > 0, gap, 1.0), 0.0)
             values = values + part * (reached[:, following] - values)
-        values = np.where(at >= 0, values, np.inf)
+        seen = (at >= 0) & (finished | (curves.budgets <= np.exp(log_x[index[-1]]) * (1 + 1e-12)))
+        values = np.where(seen, values, np.inf)
         better = values < best
         best = np.where(better, values, best)
         # the row of the running minimum: the last row that lowered it
@@ -79,14 +86,20 @@ def lowest(curves: Curves, log_loss: np.ndarray, interpolate: bool = True) -> tu
 
 
 def extract(
-    points: pd.DataFrame, x: str = "C", n_budgets: int = BUDGETS, interpolate: bool = True
+    points: pd.DataFrame,
+    x: str = "C",
+    n_budgets: int = BUDGETS,
+    interpolate: bool = True,
+    finished: bool = True,
 ) -> pd.DataFrame:
     """Frontier table: budget, loss, cell, run, N, D, x_reached (of the last validation within the budget of the
-    run that holds it)."""
+    run that holds it). Without `finished`, budgets between the end of one run and the start of the next have no row.
+    """
     curves = lay_out(points, x, n_budgets)
-    loss, row = lowest(curves, np.log(curves.points["loss"].to_numpy(float)), interpolate)
-    chosen = curves.points.iloc[row[0]].reset_index(drop=True)
-    table = pd.DataFrame({"budget": curves.budgets, "loss": np.exp(loss[0])})
+    loss, row = lowest(curves, np.log(curves.points["loss"].to_numpy(float)), interpolate, finished)
+    there = row[0] >= 0
+    chosen = curves.points.iloc[row[0][there]].reset_index(drop=True)
+    table = pd.DataFrame({"budget": curves.budgets[there], "loss": np.exp(loss[0][there])})
     for column in ("cell", "run", "N", "D"):
         table[column] = chosen[column] if column in chosen else ""
     table["x_reached"] = chosen[x]

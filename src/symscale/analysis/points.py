@@ -2,7 +2,8 @@
 
 Columns: cell, group (architecture and whatever a name adds to it, without width and seed), arch, run, seed,
 width, N (parameters), D (training atoms seen), C (training compute, PFLOP = 1e15 FLOP), H (device-hours), step,
-total_steps, fraction (of the run), loss, energy_loss, force_loss (normalised), then every spec field that varies.
+total_steps, fraction (of the run), loss, energy_loss, force_loss (normalised), data_hash (of the pack it was trained
+on), then every spec field that varies.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from symscale.errors import UserError
 
 PFLOP = 1e15
 FRACTIONS = tuple(r / 10 for r in range(1, 11))  # of D_max, where the paper reads its losses (section 4.2)
+LOSSES = ("loss", "energy_loss", "force_loss")
 _SPEC_TAIL = re.compile(r"^(?P<arch>[a-z][a-z0-9]*)_[a-z]\d+(?P<rest>.*)$")
 
 
@@ -65,6 +67,7 @@ def load_points(curves: list[Path]) -> pd.DataFrame:
                     "loss": rows["val_loss"],
                     "energy_loss": rows["val_energy_loss"],
                     "force_loss": rows["val_force_loss"],
+                    "data_hash": str(meta.get("data_hash") or ""),
                 }
             )
         )
@@ -93,24 +96,37 @@ def usable(points: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if twice.any():
         words.append(f"{int(twice.sum())} duplicate rows left out")
         points = points[~twice]
-    words += check_units(points)
+    words += [f"{group}: {word}" for group, rows in points.groupby("group") for word in doubts(rows)]
     return canonical(points), words
 
 
-def check_units(points: pd.DataFrame) -> list[str]:
-    """C / (N D) must be one architecture-dependent constant (eq. 3): orders of magnitude apart are other units."""
+def doubts(rows: pd.DataFrame) -> list[str]:
+    """What makes one group's runs hard to pool, in words: other units, other data. Raises UserError for columns of
+    different units.
+
+    C / (N D) is one constant of an architecture (eq. 3): orders of magnitude apart are other units. H / (N D) may
+    differ some hundredfold where small models leave a device idle, not a thousandfold (hours against seconds).
+    """
     words = []
-    if "C" not in points:
-        return words
-    for group, rows in points.groupby("group"):
-        ratio = (rows["C"] / (rows["N"] * rows["D"])).groupby(rows["run"]).median()
+    for x, doubtful, impossible in (("C", 10.0, 1e3), ("H", 1e3, np.inf)):
+        if x not in rows:
+            continue
+        ratio = (rows[x] / (rows["N"] * rows["D"])).groupby(rows["run"]).median()
         ratio = ratio[ratio > 0]
         spread = ratio.max() / ratio.min() if len(ratio) else 1.0
-        what = f"{group}: C/(N D) differs {spread:.3g}-fold between {ratio.idxmin()} and {ratio.idxmax()}"
-        if spread > 1e3:
+        what = f"{x}/(N D) differs {spread:.3g}-fold between {ratio.idxmin() if len(ratio) else ''}"
+        what += f" and {ratio.idxmax() if len(ratio) else ''}"
+        if spread > impossible:
             raise UserError(f"{what}: their columns are in different units; convert one of them")
-        if spread > 10:
-            words.append(f"{what}: check the units of C, N and D")
+        if spread > doubtful:
+            words.append(f"{what}: check the units of {x}, N and D")
+    if "data_hash" in rows and rows["data_hash"].nunique() > 1:
+        first = rows.groupby("data_hash")["run"].agg(lambda runs: min(runs.astype(str)))
+        packs = ", ".join(f"{run}: {str(pack)[:8]}" for pack, run in sorted(first.items()))
+        words.append(
+            f"runs of {len(first)} packs of data ({packs}, ...): their losses are normalised and validated "
+            "differently; train those of the old pack again"
+        )
     return words
 
 
@@ -132,19 +148,24 @@ def at_fractions(points: pd.DataFrame, fractions: tuple[float, ...] = FRACTIONS)
 
 
 def ema(points: pd.DataFrame, factor: float, lag_matched: bool = True) -> pd.DataFrame:
-    """Exponential moving average of log loss along each run (GemNet-OC in the paper, factor 0.9).
+    """Exponential moving average of the log losses along each run (GemNet-OC in the paper, factor 0.9): of the loss
+    and of its energy and force terms.
 
     Smoothing delays the curve, which adds +0.02 to +0.37 to beta; `lag_matched` filters log D, log C and log H
-    alike, and a power law then stays on its line.
+    alike, and a power law then stays on its line. A run's column that is not positive throughout has no logarithm
+    and stays as it is (a term that training leaves out is 0).
     """
     if not 0 <= factor < 1:
         raise UserError(f"ema factor {factor}: must be at least 0 and below 1")
-    columns = [c for c in ("loss", "D", "C", "H") if c in points and (c == "loss" or lag_matched)]
+    columns = [c for c in (*LOSSES, *(("D", "C", "H") if lag_matched else ())) if c in points]
     out = points.copy()
     for _, index in points.groupby("run", sort=False).groups.items():
         order = points.loc[index].sort_values("step").index
         for column in columns:
-            values = np.log(points.loc[order, column].to_numpy(float))
+            values = points.loc[order, column].to_numpy(float)
+            if not (np.isfinite(values) & (values > 0)).all():
+                continue
+            values = np.log(values)
             for i in range(1, len(values)):
                 values[i] = factor * values[i - 1] + (1 - factor) * values[i]
             out.loc[order, column] = np.exp(values)

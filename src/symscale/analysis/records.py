@@ -9,7 +9,15 @@ import pandas as pd
 
 from symscale.analysis import intervals as iv
 from symscale.analysis.closed import Allocation, fit_cost
-from symscale.analysis.diagnostics import diagnose, replicate_spread
+from symscale.analysis.diagnostics import (
+    NOTHING,
+    Words,
+    diagnose,
+    flag,
+    note,
+    replicate_spread,
+    spread_interval,
+)
 from symscale.analysis.frontier import bootstrap_frontier, fit_frontier
 from symscale.analysis.laws import NAMES, Fit, fit
 from symscale.errors import UserError
@@ -43,7 +51,7 @@ class Record:
     x: str
     variant: str
     status: str  # 'ok', 'flagged', 'not fitted'
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # flags first
     params: dict[str, tuple[float, float, float, float, float]] = field(default_factory=dict)
     interval: str = ""
     jackknife: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -55,29 +63,22 @@ class Record:
     seed: int = 0
     draws: dict[str, np.ndarray] = field(default_factory=dict)
     left: dict[str, np.ndarray] = field(default_factory=dict)  # leave-one-run-out values behind the jackknife
+    flags: tuple[str, ...] = ()  # the words that make it 'flagged'
 
     @property
     def name(self) -> str:
         return ":".join(p for p in (self.law, self.group, self.x, self.variant) if p)
 
 
+def few_runs(n_runs: int, n_sizes: int, interval: bool) -> str:
+    """The flag of a fit to few runs."""
+    return f"{n_runs} runs only" + (
+        ": intervals are indicative" if interval else f", of {n_sizes} sizes: no interval"
+    )
+
+
 def cells_of(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(np.unique(table["cell"].astype(str)))
-
-
-def status_of(words: list[str]) -> str:
-    """'flagged' where a word says that a number should not be taken at its face."""
-    marks = (
-        "stuck",
-        "bound",
-        "not converged",
-        "runs only",
-        "barely",
-        "spans a factor",
-        "no interval",
-        "ended early",
-    )
-    return "flagged" if any(mark in word for word in words for mark in marks) else "ok"
 
 
 def interval_of(name: str, value: float, draws: iv.Draws, centre: dict | None = None) -> tuple[float, float]:
@@ -92,9 +93,15 @@ def interval_of(name: str, value: float, draws: iv.Draws, centre: dict | None = 
 
 
 def analyse_sum(
-    points: pd.DataFrame, group: str, arch: str, options: Options, variant: str = ""
+    points: pd.DataFrame,
+    group: str,
+    arch: str,
+    options: Options,
+    variant: str = "",
+    words: Words = NOTHING,
 ) -> tuple[Fit | None, Record]:
-    """Fit 1 with run bootstrap, jackknife below ten runs, and the published kind of interval."""
+    """Fit 1 with run bootstrap, jackknife below ten runs, and the published kind of interval; words: what is known
+    about the points beforehand."""
     runs, N = points["run"].to_numpy(str), points["N"].to_numpy(float)
     n_runs, n_sizes = len(np.unique(runs)), len(np.unique(N))
     base = {"group": group, "arch": arch, "x": "", "variant": variant, "cells": cells_of(points)}
@@ -105,7 +112,7 @@ def analyse_sum(
                   free=options.free, delta=options.delta)  # fmt: skip
     except UserError as error:
         return None, Record("sum", status="not fitted", words=(str(error),), **base)
-    words, jack, left, rejected = [], {}, {}, 0
+    jack, left, rejected, df = {}, {}, 0, 0
     rng = iv.generator(options.seed, "sum", group, variant)
     naive = iv.bootstrap_points(law, options.bootstraps, rng)
     main = None
@@ -113,41 +120,34 @@ def analyse_sum(
         main = iv.bootstrap_runs(law, runs, N, options.bootstraps, rng)
         rejected = main.rejected
         if n_runs < iv.FEW_RUNS:
+            df = iv.jackknife_df(runs, N, options.free)
             left = iv.jackknife_runs(law, runs).params
-            jack = {name: jackknife_interval(name, law.params[name], left[name]) for name in left}
-    kind = "run jackknife, t" if jack else main.kind if main else "none"
-    if n_runs < 5:
-        words.append(
-            f"{n_runs} runs only: intervals are indicative" if jack else f"{n_runs} runs only: no interval"
-        )
+            jack = {
+                name: iv.jackknife_interval(name, law.params[name], left[name], df) for name in left if df
+            }
+    kind = main.kind if main and not left else "run jackknife, t" if jack else "none"
+    if n_runs < 5 or kind == "none":
+        words += flag(few_runs(n_runs, n_sizes, bool(jack)))
     numbers, more = diagnose(law, runs, main.params if main else None)
-    numbers |= {"objective": law.objective, "n_sizes": n_sizes}
-    spread, df = replicate_spread(law, N, runs)
-    if df:
-        numbers |= {"replicate_sd": spread, "replicate_df": df}
+    numbers |= {"objective": law.objective, "n_sizes": n_sizes, "jackknife_df": df}
+    spread, seeds = replicate_spread(law, N, runs)
+    if seeds:
+        low, high = spread_interval(spread, seeds)
+        numbers |= {"replicate_sd": spread, "replicate_lo": low, "replicate_hi": high, "replicate_df": seeds}
     params = {}
     for name in (*NAMES["sum"], "E"):
         low, high = float("nan"), float("nan")
         if kind.startswith("run jackknife"):
             low, high = jack[name]
-        elif main:
+        elif main and kind == main.kind:
             low, high = iv.percentile(main.params[name])
         params[name] = (law.params[name], low, high, *iv.percentile(naive.params[name]))
     words += more
-    return law, Record("sum", status=status_of(words), words=tuple(words), params=params, interval=kind,
+    return law, Record("sum", status=words.status, words=words.text, flags=words.flags, params=params, interval=kind,
                        jackknife=jack, numbers=numbers, n_points=len(points),
                        n_bootstrap=options.bootstraps if main else 0, rejected=rejected, seed=options.seed, left=left,
                        draws=(main or naive).params | {f"naive_{k}": v for k, v in naive.params.items()},
                        **base)  # fmt: skip
-
-
-def jackknife_interval(name: str, value: float, left: np.ndarray) -> tuple[float, float]:
-    """t interval of the run jackknife from leave-one-out values (G,); factors in logs."""
-    df = len(left) - 1
-    if name not in ("A", "B", "F", "G"):
-        return iv.student(value, iv.jackknife_error(left), df)
-    low, high = iv.student(np.log(value), iv.jackknife_error(np.log(left)), df)
-    return float(np.exp(low)), float(np.exp(high))
 
 
 def analyse_cost(points: pd.DataFrame, group: str, arch: str, x: str) -> tuple[object | None, Record]:
@@ -167,12 +167,12 @@ def analyse_cost(points: pd.DataFrame, group: str, arch: str, x: str) -> tuple[o
         for name, value in values.items():
             error = iv.jackknife_error(np.array([getattr(c, name) for c in left]))
             params[name] = (value, *iv.student(value, error, len(labels) - 1), float("nan"), float("nan"))
-    words = []
+    words = NOTHING
     if abs(cost.drift) > 0.05 and x == "C":
-        words.append(f"C/(N D) changes as N^{cost.drift:+.2f}: kappa is no constant on this ladder")
+        words = flag(f"C/(N D) changes as N^{cost.drift:+.2f}: kappa is no constant on this ladder")
     numbers = {"spread": cost.spread, "drift": cost.drift}
-    return cost, Record(law, status="ok", words=tuple(words), params=params, interval="run jackknife, t",
-                        numbers=numbers, n_points=len(points), **base)  # fmt: skip
+    return cost, Record(law, status=words.status, words=words.text, flags=words.flags, params=params,
+                        interval="run jackknife, t", numbers=numbers, n_points=len(points), **base)  # fmt: skip
 
 
 def analyse_closed(law: Fit, record: Record, cost, x: str) -> tuple[Allocation, Record]:
@@ -190,7 +190,8 @@ def analyse_closed(law: Fit, record: Record, cost, x: str) -> tuple[Allocation, 
     naive = derived({k[6:]: v for k, v in record.draws.items() if k.startswith("naive_")})
     left = derived(record.left)
     values = {name: float(getattr(allocation, name)) for name in names}
-    jack = {name: jackknife_interval(name, values[name], left[name]) for name in left}
+    df = int(record.numbers.get("jackknife_df", 0))
+    jack = {name: iv.jackknife_interval(name, values[name], left[name], df) for name in left if df}
     params = {}
     for name, value in values.items():
         low, high = iv.percentile(draws[name]) if record.interval == "run bootstrap" else (float("nan"),) * 2
@@ -200,10 +201,12 @@ def analyse_closed(law: Fit, record: Record, cost, x: str) -> tuple[Allocation, 
     return allocation, Record("closed_form", record.group, record.arch, x, "", record.status, record.words, params,
                               record.interval, jack, cells=record.cells, n_points=record.n_points,
                               n_bootstrap=record.n_bootstrap, rejected=record.rejected, seed=record.seed, draws=draws,
-                              left=left)  # fmt: skip
+                              left=left, flags=record.flags)  # fmt: skip
 
 
-def analyse_frontier(table, points, surface, group, arch, x, variant, inside, options, words=()) -> Record:
+def analyse_frontier(
+    table, points, surface, group, arch, x, variant, inside, options, words: Words = NOTHING
+) -> Record:
     """Fit 2 on the budgets `inside`, with the run-residual bootstrap where there is a surface."""
     base = {
         "group": group,
@@ -221,20 +224,24 @@ def analyse_frontier(table, points, surface, group, arch, x, variant, inside, op
     rng = iv.generator(options.seed, "frontier", group, x, variant)
     naive = iv.bootstrap_points(law, options.bootstraps, rng)
     n_runs = points["run"].nunique()
-    words, kind, draws, centre = list(words), "none", None, None
+    kind, draws, centre = "none", None, None
     if surface is not None and n_runs >= 3:
         draws, centre = bootstrap_frontier(points, surface, law, x=x, inside=inside,
                                            n_bootstrap=options.bootstraps, rng=rng, n_budgets=len(table))  # fmt: skip
         kind = draws.kind
         if n_runs < 5:
-            words.append(f"{n_runs} runs only: the interval is indicative")
+            words += flag(f"{n_runs} runs only: the interval is indicative")
     else:
-        words.append(f"{n_runs} runs only: no interval")
+        words += flag(
+            f"{n_runs} runs only: no interval"
+            if n_runs < 3
+            else "no sum law to redraw runs about: no interval"
+        )
     numbers, more = diagnose(law, None, None)
     numbers["objective"] = law.objective
     holders = table["run"][inside].nunique()
     if holders < 2:
-        words.append("one run holds the whole frontier: this is its learning curve, not a frontier")
+        words += flag("one run holds the whole frontier: this is its learning curve, not a frontier")
     params = {}
     for name in ("gamma", "F", "E"):
         low, high = (
@@ -242,10 +249,10 @@ def analyse_frontier(table, points, surface, group, arch, x, variant, inside, op
         )
         params[name] = (law.params[name], low, high, *iv.percentile(naive.params[name]))
         if name != "E" and (law.params[name] < low or law.params[name] > high):
-            words.append(
+            words += note(
                 f"{name} lies outside of its interval, which corrects for taking the luckiest of noisy runs"
             )
     words += more
-    return Record("frontier", status=status_of(words), words=tuple(words), params=params, interval=kind,
+    return Record("frontier", status=words.status, words=words.text, flags=words.flags, params=params, interval=kind,
                   numbers=numbers, n_points=int(inside.sum()), n_bootstrap=options.bootstraps if draws else 0,
                   seed=options.seed, draws=draws.params if draws else {}, **base)  # fmt: skip

@@ -17,7 +17,13 @@ EMA = 0.9
 
 
 def estimates(
-    points: pd.DataFrame, *, rows: str = "fractions", delta: float, free: bool, interpolate: bool = True
+    points: pd.DataFrame,
+    *,
+    rows: str = "fractions",
+    delta: float,
+    free: bool,
+    interpolate: bool = True,
+    finished: bool = True,
 ):
     """{(law, x, parameter): value} of the sum law, its closed form and the frontier in C; skips what cannot be."""
     out = {}
@@ -31,7 +37,7 @@ def estimates(
         pass
     try:
         out["frontier", "C", "gamma"] = fit_frontier(
-            extract(points, "C", interpolate=interpolate), free=free
+            extract(points, "C", interpolate=interpolate, finished=finished), free=free
         ).params["gamma"]
     except UserError:
         pass
@@ -42,7 +48,8 @@ def sensitivity(points: pd.DataFrame, options) -> pd.DataFrame:
     """Table group, law, x, setting, value, parameter, estimate: one setting changed at a time.
 
     settings: burn_in, delta, linf ('free'), rows ('all' after burn-in instead of r = 0.1 ... 1.0), ema (factor 0.9,
-    lag-matched), frontier ('steps': the last validation within the budget instead of the line between two).
+    lag-matched), frontier ('steps': the last validation within the budget instead of the line between two; 'running':
+    only runs that were still training at the budget).
     """
     clean, _ = usable(points)
     records = []
@@ -61,6 +68,7 @@ def sensitivity(points: pd.DataFrame, options) -> pd.DataFrame:
         cases.append(("rows", "all", now, base | {"rows": "all"}))
         cases.append(("ema", f"{EMA:g}", rows_of(options.burn_in, EMA), base))
         cases.append(("frontier", "steps", now, base | {"interpolate": False}))
+        cases.append(("frontier", "running", now, base | {"finished": False}))
         for setting, value, rows, how in cases:
             for (law, x, parameter), estimate in estimates(rows, **how).items():
                 records.append((group, law, x, setting, value, parameter, float(estimate)))

@@ -9,6 +9,7 @@ a vanilla transformer stalls (appendix K). Nothing simulated says anything about
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -29,13 +30,14 @@ from symscale.errors import UserError
 LMAX_TILT = {1: 0.5, 2: 0.7, 3: 0.85}  # of eSEN's exponents, about the middle of its ladder
 PIVOT = (1.5e6, 3e8)  # N, D at which a tilted law has the loss of the plain one
 STALLED = {"transformer": 0.5}  # L_inf of an architecture that does not learn; otherwise MPNN's law
-LAW_KEYS = {"A", "alpha", "B", "beta", "E", "kappa"}
+LAW_KEYS = {"A", "alpha", "B", "beta", "E", "kappa"}  # and "ladder": [[width, N], ...]
 DEPTHS = {"mpnn": 5, "egnn": 12, "gemnet": 4, "esen": 12}
 
 
-def parameters(arch: str, width: int) -> int:
-    """N of a width: the published table, or the power law between its neighbours."""
-    ladder = np.array(paper.LADDERS.get(arch, paper.LADDERS["mpnn"]), float)
+def parameters(arch: str, width: int, laws: dict | None = None) -> int:
+    """N of a width: the ladder of the laws or the published one, or the power law between two of its rungs."""
+    own = (laws or {}).get(arch, {}).get("ladder")
+    ladder = np.array(own or paper.LADDERS.get(arch, paper.LADDERS["mpnn"]), float)
     exact = ladder[ladder[:, 0] == width]
     if len(exact):
         return int(exact[0, 1])
@@ -46,12 +48,13 @@ def parameters(arch: str, width: int) -> int:
 
 
 def truth_of(spec: CellSpec, laws: dict[str, dict], d_max: float) -> Truth:
-    """The law and cost of a cell. laws: architecture -> A, alpha, B, beta, E, kappa that replace the paper's."""
+    """The law and cost of a cell. laws: architecture -> A, alpha, B, beta, E, kappa and a ladder that replace the
+    paper's."""
     base = paper_truth(spec.arch if spec.arch in paper.LADDERS else "mpnn")
     params, kappa = dict(base.params), base.kappa
     if spec.arch in laws:
         kappa = laws[spec.arch].get("kappa", kappa)
-        params |= {k: v for k, v in laws[spec.arch].items() if k != "kappa"}
+        params |= {k: v for k, v in laws[spec.arch].items() if k not in ("kappa", "ladder")}
     elif spec.arch in STALLED:
         params["E"] = STALLED[spec.arch]
     elif spec.arch not in paper.LADDERS:
@@ -85,7 +88,7 @@ def simulate_cell(spec: CellSpec, *, seed: int = 0, noise: Noise | None = None, 
     truth = truth_of(spec, laws or {}, d_max)
     rng = generator(seed, "cell", spec.name)
     seen = d_max * spec.data_fraction * spec.epochs
-    n = parameters(spec.arch, spec.width)
+    n = parameters(spec.arch, spec.width, laws)
     return one_run(truth, spec.name, spec.width, n, spec.seed, rng, noise or Noise(), seen, spec.validations)
 
 
@@ -139,18 +142,22 @@ def write_document(path: Path, spec: CellSpec, data: str) -> None:
     os.replace(partial, path)
 
 
-def paper_cells(architectures: list[str], seeds: int = 1, validations: int = 100) -> list[CellSpec]:
-    """The published ladders as cells, without a config."""
+def paper_cells(
+    architectures: list[str], seeds: int = 1, validations: int = 100, laws: dict | None = None
+) -> list[CellSpec]:
+    """The published ladders, or those of the laws, as cells, without a config."""
     cells = []
     for arch in architectures:
-        axis, ladder = paper.AXES[arch], paper.LADDERS[arch]
+        axis = paper.AXES.get(arch, "w")
+        ladder = (laws or {}).get(arch, {}).get("ladder") or paper.LADDERS[arch]
         base = min(ladder, key=lambda rung: abs(math.log(rung[1] / 1e6)))[0]
         for width, _ in ladder:
             for seed in range(seeds):
                 name = f"{arch}_{axis}{width}" + (f"_s{seed}" if seed else "")
                 cells.append(
-                    CellSpec(name, arch, width, DEPTHS[arch], base, "simulated", seed=seed, validations=validations,
-                             batch_size=paper.BATCH_SIZE[arch], hours_factor=2.0 if arch == "egnn" else 1.0)
+                    CellSpec(name, arch, width, DEPTHS.get(arch, 1), base, "simulated", seed=seed,
+                             validations=validations, batch_size=paper.BATCH_SIZE.get(arch, 64),
+                             hours_factor=2.0 if arch == "egnn" else 1.0)
                 )  # fmt: skip
     return cells
 
@@ -158,9 +165,24 @@ def paper_cells(architectures: list[str], seeds: int = 1, validations: int = 100
 def check_laws(laws: dict) -> dict[str, dict]:
     """Laws as read from JSON. Raises UserError for what is not a law."""
     for arch, law in laws.items():
-        unknown = set(law) - LAW_KEYS if isinstance(law, dict) else {"(not an object)"}
-        bad = unknown or {k for k, v in law.items() if not isinstance(v, (int, float)) or v < 0}
+        numbers = {k: v for k, v in law.items() if k != "ladder"} if isinstance(law, dict) else {}
+        unknown = set(numbers) - LAW_KEYS if isinstance(law, dict) else {"(not an object)"}
+        bad = unknown or {k for k, v in numbers.items() if not isinstance(v, (int, float)) or v < 0}
         if bad:
             raise UserError(f"law of {arch}: {', '.join(sorted(bad))}; keys are {', '.join(sorted(LAW_KEYS))}, "
-                            "values numbers of at least 0")  # fmt: skip
+                            "values numbers of at least 0, and ladder")  # fmt: skip
+        if "ladder" in law and not _is_ladder(law["ladder"]):
+            raise UserError(
+                f"law of {arch}: ladder must be at least two [width, N], both rising integers above 0"
+            )
     return laws
+
+
+def _is_ladder(ladder) -> bool:
+    """At least two rungs [width, N] of rising positive integers."""
+    pairs = ladder if isinstance(ladder, list) else []
+    if len(pairs) < 2 or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        return False
+    if not all(isinstance(v, int) and v > 0 for p in pairs for v in p):
+        return False
+    return all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(pairs))

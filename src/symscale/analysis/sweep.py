@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 
 import numpy as np
 import pandas as pd
 
 from symscale.analysis.components import decompose
+from symscale.analysis.diagnostics import NOTHING, Words, flag, note
 from symscale.analysis.frontier import censor, extract
 from symscale.analysis.laws import Fit
-from symscale.analysis.points import after_burn_in, at_fractions, canonical, ema, usable
+from symscale.analysis.points import after_burn_in, at_fractions, canonical, doubts, ema, usable
 from symscale.analysis.records import (
     Options,
     Record,
@@ -22,7 +23,7 @@ from symscale.analysis.records import (
 from symscale.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class GroupAnalysis:
     """Everything about one group: its points, the sum fit (None if impossible), records, frontier table."""
 
@@ -43,22 +44,39 @@ def prepare(points: pd.DataFrame, options: Options) -> tuple[pd.DataFrame, list[
     return (canonical(pd.concat(parts)) if parts else points), words
 
 
-def censoring_words(marks: np.ndarray) -> list[str]:
+def censoring_words(marks: np.ndarray) -> Words:
     """Which share of the budgets is cut off, and what that does to gamma."""
     kinds, counts = np.unique(marks[marks != "inside"].astype(str), return_counts=True)
     if counts.sum() <= 0.05 * len(marks):
-        return []
+        return NOTHING
     shares = ", ".join(f"{c / len(marks):.0%} {k}" for k, c in zip(kinds, counts, strict=True))
-    return [
+    return note(
         f"censored: at {shares}; gamma is biased there, compare the uncensored window and the closed form"
-    ]
+    )
+
+
+def against_window(whole: Record, window: Record) -> Record:
+    """The frontier through all budgets, flagged where it and the uncensored window leave each other's gamma outside
+    of their intervals: then it describes where runs ended, not how losses fall."""
+    if "not fitted" in (whole.status, window.status):
+        return whole
+    gamma, low, high = whole.params["gamma"][:3]
+    other, other_low, other_high = window.params["gamma"][:3]
+    if not (other < low or other > high) or not (gamma < other_low or gamma > other_high):
+        return whole
+    words = Words(whole.flags, whole.words[len(whole.flags) :])
+    words += flag(
+        f"gamma is {gamma - other:+.3f} off that of the uncensored window ({other:.3f}), beyond both intervals"
+    )
+    return dataclasses.replace(whole, status=words.status, words=words.text, flags=words.flags)
 
 
 def analyse_group(points: pd.DataFrame, group: str, options: Options) -> GroupAnalysis:
     """All laws of one group of prepared points."""
     arch = str(points["arch"].iloc[0])
     sum_points = canonical(at_fractions(points))
-    surface, record = analyse_sum(sum_points, group, arch, options)
+    known = flag(*doubts(points))
+    surface, record = analyse_sum(sum_points, group, arch, options, words=known)
     records, tables = [record], []
     for x in ("C", "H"):
         cost, cost_record = analyse_cost(points, group, arch, x)
@@ -70,6 +88,9 @@ def analyse_group(points: pd.DataFrame, group: str, options: Options) -> GroupAn
                 *surface.words,
             )
             records.append(Record("closed_form", group, arch, x, "", "not fitted", why))
+        elif surface is not None and cost is not None and cost.p <= 0:
+            why = f"{x} does not rise with N at equal D (as N^{cost.p:.2f}): the largest model costs least"
+            records.append(Record("closed_form", group, arch, x, "", "not fitted", (why,)))
         elif surface is not None and cost is not None:
             allocation, closed = analyse_closed(surface, record, cost, x)
             records.append(closed)
@@ -78,17 +99,18 @@ def analyse_group(points: pd.DataFrame, group: str, options: Options) -> GroupAn
         table = extract(points, x)
         marks = censor(table, points, allocation)
         inside = marks == "inside"
-        words = censoring_words(marks)
+        words = known + censoring_words(marks)
         every = np.ones(len(table), dtype=bool)
-        records.append(analyse_frontier(table, points, surface, group, arch, x, "", every, options, words))
-        records.append(
-            analyse_frontier(table, points, surface, group, arch, x, "uncensored", inside, options)
+        whole = analyse_frontier(table, points, surface, group, arch, x, "", every, options, words)
+        window = analyse_frontier(
+            table, points, surface, group, arch, x, "uncensored", inside, options, known
         )
+        records += [against_window(whole, window), window]
         table.insert(0, "group", group)
         table.insert(1, "arch", arch)
         table.insert(2, "x", x)
         tables.append(table.assign(censored=~inside, where=marks))
-    records += decompose(points, group, arch, options)
+    records += decompose(points, group, arch, options, known)
     frontier = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     return GroupAnalysis(group, arch, points, sum_points, surface, records, frontier)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from symscale.analysis import intervals as iv
-from symscale.analysis.diagnostics import diagnose
+from symscale.analysis.diagnostics import NOTHING, Words, diagnose, flag, note
 from symscale.analysis.frontier import bootstrap_frontier, extract, fit_frontier
 from symscale.analysis.laws import NAMES, Fit, fit
-from symscale.analysis.points import canonical, check_units
-from symscale.analysis.records import interval_of, jackknife_interval, status_of
+from symscale.analysis.points import canonical, doubts
+from symscale.analysis.records import few_runs, interval_of
 from symscale.errors import UserError
 
 
@@ -45,39 +45,51 @@ def fit_table(
             raise UserError(f"no column for {name}; the table has {known}; --column {name}=NAME names one")
     _refuse(points, [*needed, "loss"])
     if law == "frontier" and points["run"].nunique() == len(points):
-        words.append("no runs of several rows: each row counts as a finished run")
+        words += note("no runs of several rows: each row counts as a finished run")
+    if "given_run" not in points:  # labels by value: the order of rows must not matter
+        points = points.sort_values([c for c in points if c != "run"]).reset_index(drop=True)
+        points["run"] = [f"{i:09d}" for i in range(len(points))]
     points = canonical(points)
     twice = points.duplicated([*needed, "loss", "run"] if "given_run" in points else [*needed, "loss"])
     if twice.any():
-        words.append(f"{int(twice.sum())} duplicate rows left out")
+        words += note(f"{int(twice.sum())} duplicate rows left out")
         points = points[~twice].reset_index(drop=True)
     if {"N", "D", "C"} <= set(points):
-        words += check_units(points.assign(group="points"))
+        words += flag(*doubts(points))
     rng = iv.generator(seed, "fit", law)
     fitted, draws, kind, more, centre = _fit(points, law, x, free, delta, n_bootstrap, rng)
     runs = points["run"].to_numpy(str) if law != "frontier" else None
     numbers, words_fit = diagnose(
         fitted, runs, draws.params if draws and len(np.unique(points["run"])) > 3 else None
     )
-    words += [*more, *words_fit]
+    words += more + words_fit
     n_runs = points["run"].nunique()
-    left = None
+    left, df = None, 0
     if kind == "run bootstrap" and n_runs < iv.FEW_RUNS:
         left = iv.jackknife_runs(fitted, points["run"].to_numpy(str)).params
-        kind = "run jackknife, t"
-    if "given_run" in points and n_runs < 5 and law != "frontier":
-        words.append(f"{n_runs} runs only: " + ("intervals are indicative" if left else "no interval"))
+        df = iv.jackknife_df(
+            points["run"].to_numpy(str), points["N" if law == "sum" else x].to_numpy(float), free
+        )
+        kind = "run jackknife, t" if df else "none"
+    if "given_run" in points and law != "frontier" and n_bootstrap and (n_runs < 5 or kind == "none"):
+        n_sizes = points["N" if law == "sum" else x].nunique()
+        words += flag(few_runs(n_runs, n_sizes, kind != "none"))
     params = {}
     for name in (*NAMES[fitted.law], "E"):
         low, high = math.nan, math.nan
         if left is not None:
-            low, high = jackknife_interval(name, fitted.params[name], left[name])
+            low, high = iv.jackknife_interval(name, fitted.params[name], left[name], df)
         elif draws is not None:
             low, high = interval_of(name, fitted.params[name], draws, centre)
         params[name] = {"value": fitted.params[name], "lo": _number(low), "hi": _number(high)}
     if law == "sum":
         params = {name: params[name] for name in ("A", "B", "E", "alpha", "beta")}
-    diagnostics = {"status": status_of(words), "words": words, "interval": kind}
+    diagnostics = {
+        "status": words.status,
+        "words": list(words.text),
+        "flags": list(words.flags),
+        "interval": kind,
+    }
     diagnostics |= {name: _number(v) for name, v in numbers.items()} | {"n_runs": int(n_runs)}
     if draws is not None and draws.rejected:
         diagnostics["rejected"] = draws.rejected
@@ -91,9 +103,9 @@ def fit_table(
     }
 
 
-def _points(table: pd.DataFrame, columns: dict[str, str]) -> tuple[pd.DataFrame, list[str]]:
+def _points(table: pd.DataFrame, columns: dict[str, str]) -> tuple[pd.DataFrame, Words]:
     """The table under the names of roles, with a run for every row."""
-    out, words = {}, []
+    out, words = {}, NOTHING
     for role in ("N", "D", "loss", "C", "H"):
         name = columns.get(role, role)
         if name in table:
@@ -115,7 +127,7 @@ def _points(table: pd.DataFrame, columns: dict[str, str]) -> tuple[pd.DataFrame,
         points["given_run"] = True
     else:
         points["run"] = [f"{i:09d}" for i in range(len(table))]
-        words.append(
+        words += note(
             "no run column: rows are taken for separate runs; if some are checkpoints of one run, "
             "intervals are too narrow (--column run=NAME)"
         )
@@ -138,36 +150,36 @@ def _refuse(points: pd.DataFrame, columns: list[str]) -> None:
 
 def _fit(
     points, law, x, free, delta, n_bootstrap, rng
-) -> tuple[Fit, iv.Draws | None, str, list[str], dict | None]:
+) -> tuple[Fit, iv.Draws | None, str, Words, dict | None]:
     """The fit, its draws (None without), the kind of interval, words, and the draws' own truth (basic intervals)."""
     loss, runs = points["loss"].to_numpy(float), points["run"].to_numpy(str)
     if law != "frontier":
         names = ["N", "D"] if law == "sum" else [x]
         fitted = fit(law, [points[n].to_numpy(float) for n in names], loss, free=free, delta=delta)
         if not n_bootstrap or len(np.unique(runs)) < 3:
-            return fitted, None, "none", [], None
+            return fitted, None, "none", NOTHING, None
         kind = "run bootstrap" if "given_run" in points else "per-row bootstrap"
         sizes = points["N"].to_numpy(float) if "N" in points else points[x].to_numpy(float)
-        return fitted, iv.bootstrap_runs(fitted, runs, sizes, n_bootstrap, rng), kind, [], None
+        return fitted, iv.bootstrap_runs(fitted, runs, sizes, n_bootstrap, rng), kind, NOTHING, None
     points = points.assign(cell=points["run"])
     for name in {"N", "D"} - set(points):
         points[name] = 1.0
     frontier = extract(points, x)
     fitted = fit_frontier(frontier, free=free)
     if not n_bootstrap:
-        return fitted, None, "none", [], None
+        return fitted, None, "none", NOTHING, None
     try:  # the surface whose residuals are redrawn
         surface = fit("sum", [points["N"].to_numpy(float), points["D"].to_numpy(float)], loss, free=free)
     except UserError:
         surface = None
     if surface is None or "given_run" not in points or len(np.unique(runs)) < 5:
         word = "no N, D and run columns of at least five runs: interval from budgets, which measures curvature only"
-        return fitted, iv.bootstrap_points(fitted, n_bootstrap, rng), "per budget", [word], None
+        return fitted, iv.bootstrap_points(fitted, n_bootstrap, rng), "per budget", flag(word), None
     inside = np.ones(len(frontier), dtype=bool)
     draws, centre = bootstrap_frontier(
         points, surface, fitted, x=x, inside=inside, n_bootstrap=n_bootstrap, rng=rng
     )
-    return fitted, draws, draws.kind, [], centre
+    return fitted, draws, draws.kind, NOTHING, centre
 
 
 def _number(value: float) -> float | None:

@@ -51,6 +51,7 @@ def fit_object(r: Record) -> dict:
         "variant": r.variant,
         "status": r.status,
         "diagnostics": list(r.words),
+        "flags": list(r.flags),
         "params": {name: dict(zip(FIELDS, values, strict=True)) for name, values in r.params.items()},
         "interval": r.interval,
         "jackknife": {name: list(v) for name, v in r.jackknife.items()},

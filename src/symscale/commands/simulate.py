@@ -18,13 +18,15 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--configfile", help="simulate every cell of this config, into its results folder")
     parser.add_argument(
-        "--arch", action="append", help="only these architectures of the paper; may be repeated"
+        "--arch", action="append", help="only these architectures, of the paper or of --laws; may be repeated"
     )
     parser.add_argument(
         "--seeds", type=int, default=1, help="replicate runs of each cell of the paper (%(default)s)"
     )
     parser.add_argument(
-        "--laws", help="JSON file: architecture -> A, alpha, B, beta, E, kappa in place of the paper's"
+        "--laws",
+        help="JSON file: architecture -> A, alpha, B, beta, E, kappa and ladder ([[width, N], ...]) in place of the "
+        "paper's",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     names = ("RUN", "ALONG", "EVALUATION")
@@ -54,9 +56,13 @@ def run(args) -> None:
             laws = sim.check_laws(json.loads(Path(args.laws).read_text()))
         except (OSError, json.JSONDecodeError, AttributeError) as error:
             raise UserError(f"{args.laws}: not a JSON file of laws ({error})") from None
-    unknown = set(args.arch or []) - set(paper.LADDERS)
+    own = {arch for arch, law in laws.items() if "ladder" in law}
+    unknown = set(args.arch or []) - set(paper.LADDERS) - own
     if unknown:
-        raise UserError(f"--arch {', '.join(sorted(unknown))}: the paper has {', '.join(paper.LADDERS)}")
+        raise UserError(
+            f"--arch {', '.join(sorted(unknown))}: the paper has {', '.join(paper.LADDERS)}; another needs a law "
+            "with a ladder (--laws)"
+        )
     if args.cells:
         work = [
             (cells.read_cell(path)[0], Path(path).with_name("curve.parquet"), None) for path in args.cells
@@ -69,7 +75,7 @@ def run(args) -> None:
             for name, spec in cells.expand(config).items()
         ]
     else:
-        specs = sim.paper_cells(args.arch or list(paper.LADDERS), args.seeds)
+        specs = sim.paper_cells(args.arch or list(paper.LADDERS), args.seeds, laws=laws)
         work = [(spec, Path(args.out) / spec.name / "curve.parquet", "simulated") for spec in specs]
     for _, curve, _ in work:
         _refuse_trained(curve)
