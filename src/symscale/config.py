@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib import resources
 from pathlib import Path
 
 import jsonschema
 import yaml
 
-from symscale.cells import study_cells
+from symscale.cells import CellSpec, study_cells
 from symscale.data.sources.schema import DATASET_SCHEMA
 from symscale.errors import UserError
 
@@ -50,11 +51,28 @@ def check(config: dict) -> dict:
             raise UserError(
                 f"config: studies.{study}.widths: {', '.join(sorted(strangers))} is not under 'arch'"
             )
+        _check_question(study, entry)
         try:
             study_cells(config, study)
         except UserError as error:
             raise UserError(f"config: studies.{study}: {error}") from None
     return config
+
+
+def _check_question(study: str, entry: dict) -> None:
+    """Refuse an `ask` without what it needs, and what it does not read."""
+    ask = entry.get("ask", "exponents")
+    needed = {"grid": 2, "sweep": 1}.get(ask, 0)
+    over = entry.get("over", [])
+    if len(over) != needed:
+        what = f"{needed} cell field{'s' if needed > 1 else ''}" if needed else "no 'over'"
+        raise UserError(f"config: studies.{study}.over: a study that asks for '{ask}' takes {what}")
+    fields = [f.name for f in dataclasses.fields(CellSpec) if f.name not in ("name", "arch", "options")]
+    strangers = [field for field in over if field not in fields]
+    if strangers:
+        raise UserError(f"config: studies.{study}.over: '{strangers[0]}' is none of {', '.join(fields)}")
+    if "samples" in entry and ask != "group_average":
+        raise UserError(f"config: studies.{study}.samples: only 'ask: group_average' reads it")
 
 
 def _reason(error: jsonschema.ValidationError) -> str:

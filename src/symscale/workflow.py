@@ -95,7 +95,9 @@ class Sweep:
     def studies_json(self) -> str:
         """Study -> cells and its words, for the analysis; changes when a study does, not when code does."""
         words = {
-            name: {k: entry[k] for k in ("title", "question", "paper") if k in entry}
+            name: {
+                k: entry[k] for k in ("title", "question", "paper", "ask", "over", "samples") if k in entry
+            }
             for name, entry in self.config["studies"].items()
         }
         return json.dumps({name: words[name] | {"cells": self.studies[name]} for name in words}, indent=1)
