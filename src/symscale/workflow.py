@@ -18,6 +18,8 @@ from symscale.errors import UserError
 # how a rule calls the command line: with the Python that runs Snakemake, whether or not its bin/ is on PATH
 SYMSCALE = f"{shlex.quote(sys.executable)} -m symscale"
 
+SAMPLES = (1, 2, 4, 8, 16, 32, 64)  # rotations that group averaging is measured with, unless a study says
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -117,6 +119,44 @@ class Sweep:
     def curves(self, _wildcards=None) -> list[str]:
         """Curves of every cell of every study."""
         return [f"{self.results}/{name}/curve.parquet" for name in self.cells]
+
+    def asking(self, kind: str) -> dict[str, dict]:
+        """The studies that ask a kind of question."""
+        return {name: e for name, e in self.config["studies"].items() if e.get("ask") == kind}
+
+    def _cells_asking(self, kind: str) -> list[str]:
+        return list(dict.fromkeys(name for study in self.asking(kind) for name in self.studies[study]))
+
+    def samples(self, wildcards) -> str:
+        """Numbers of rotations to average a cell over, the model as it is (0) among them."""
+        asked = [e.get("samples", SAMPLES) for s, e in self.asking("group_average").items()
+                 if wildcards.cell in self.studies[s]]  # fmt: skip
+        return " ".join(str(m) for m in sorted({0}.union(*asked or [SAMPLES])))
+
+    def counted(self, _wildcards=None) -> list[str]:
+        """cell.json of every cell whose kappa a study asks for."""
+        return [f"{self.results}/{name}/cell.json" for name in self._cells_asking("kappa")]
+
+    def counted_data(self, _wildcards=None) -> list[str]:
+        """Manifests of the packs that those are counted on."""
+        packs = {
+            cells.data_folder(self.config, self.cells[name].dataset) for name in self._cells_asking("kappa")
+        }
+        return [f"{pack}/manifest.json" for pack in sorted(packs)]
+
+    def averages(self) -> list[str]:
+        """Losses of group averaging, of every cell that a study asks them of."""
+        return [f"{self.results}/{name}/averaging.parquet" for name in self._cells_asking("group_average")]
+
+    def measurements(self, _wildcards=None) -> list[str]:
+        """What the analysis reads besides curves."""
+        return self.averages() + ([f"{self.results}/kappa.parquet"] if self.asking("kappa") else [])
+
+    def measured(self) -> str:
+        """The same as options of `symscale analyse`."""
+        options = ["--averaging", *self.averages()] if self.averages() else []
+        options += ["--kappa", f"{self.results}/kappa.parquet"] if self.asking("kappa") else []
+        return shlex.join(options)
 
     def analysis_options(self) -> str:
         """The config's ``analysis`` section as JSON."""
