@@ -86,8 +86,42 @@ def _reason(error: jsonschema.ValidationError) -> str:
     return error.message
 
 
+def resolve(config: dict, seen: tuple[str, ...] = ()) -> dict:
+    """The config laid over the file that its ``base`` names, key by key; null takes a key of the base away.
+
+    As every path of a config, ``base`` is relative to the working directory.
+    """
+    if "base" not in config:
+        return config
+    path = str(config["base"])
+    if path in seen:
+        raise UserError(f"base: {' -> '.join((*seen, path))} goes in a circle")
+    return _laid_over(resolve(_read(path), (*seen, path)), {k: v for k, v in config.items() if k != "base"})
+
+
+def _laid_over(base: dict, changes: dict) -> dict:
+    out = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = _laid_over(out[key], value)
+        elif value is None:
+            out.pop(key, None)
+        else:
+            out[key] = value
+    return out
+
+
 def load(path: str | Path) -> dict:
     """Read and check one YAML config. Raises UserError that names the file and the key."""
+    config = _read(path)
+    try:
+        return check(resolve(config, (str(path),)))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _read(path: str | Path) -> dict:
+    """A YAML mapping. Raises UserError that names the file where it is none."""
     try:
         config = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
@@ -96,7 +130,4 @@ def load(path: str | Path) -> dict:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: a config is a mapping of keys, this file is not")
-    try:
-        return check(config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    return config

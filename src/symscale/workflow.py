@@ -33,11 +33,32 @@ class Sweep:
     def from_config(cls, config: dict) -> Sweep:
         """Check and expand. Exits with one line where the config is invalid."""
         try:
-            configs.check(config)
+            config = configs.check(configs.resolve(config))
             studies = {study: list(cells.study_cells(config, study)) for study in config["studies"]}
             return cls(config, cells.expand(config), studies)
         except UserError as error:
             sys.exit(f"symscale: {error}")
+
+    def table(self) -> str:
+        """A line a cell: its name and the studies that ask for it."""
+        return "\n".join(
+            f"{name}\t{', '.join(study for study, names in self.studies.items() if name in names)}"
+            for name in self.cells
+        )
+
+    def summary(self) -> str:
+        """How many cells are trained, and how many trainings are saved because studies share them."""
+        asked = sum(map(len, self.studies.values()))
+        return (
+            f"{len(self.cells)} cells for {len(self.studies)} studies, which ask for {asked}: "
+            f"{asked - len(self.cells)} are shared"
+        )
+
+    def announce(self, argv: list[str]) -> None:
+        """On a dry-run of more than single cells: every cell with its studies, on stderr."""
+        dry = any(a in ("--dry-run", "--dryrun") or re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*", a) for a in argv)
+        if dry and not any(a.startswith(f"{self.results}/") for a in argv):
+            print(f"{self.table()}\n{self.summary()}", file=sys.stderr)
 
     @property
     def results(self) -> str:

@@ -35,56 +35,58 @@ def fractions(q: Question) -> Answer:
     A separate run of the same seed and order would retrace the full one step by step (no schedule looks ahead), so
     only other seeds say anything; both sides are means over seeds.
     """
-    share = (
-        q.sweep["data_fraction"].astype(float)
-        if "data_fraction" in q.sweep
-        else pd.Series(1.0, q.sweep.index)
-    )
-    epochs = q.sweep["epochs"].astype(float) if "epochs" in q.sweep else pd.Series(1.0, q.sweep.index)
-    full_runs = q.sweep[(share == 1) & (epochs == 1)]
-    mine = q.points.assign(r=share.loc[q.points.index])
+    full_runs = q.sweep[(number(q.sweep, "data_fraction") == 1) & (number(q.sweep, "epochs") == 1)]
+    part = q.points.assign(r=number(q.points, "data_fraction"))
     rows, numbers, sentences, words = [], {}, [], []
-    for (arch, width), found in mine[mine["r"] < 1].groupby(["arch", "width"]):
+    for (arch, width), found in part[part["r"] < 1].groupby(["arch", "width"]):
         full = full_runs[(full_runs["group"] == arch) & (full_runs["width"] == width)]
-        if not len(full):
+        curves = [curve for _, curve in full.groupby("run")]
+        if not curves:
             words.append(f"{arch}, width {width}: no run on all of the data to read off")
             continue
-        last = finals(found)
-        for r, runs in last.groupby("r"):
-            read = [log_loss_at(rows_, fraction=float(r)) for _, rows_ in full.groupby("run")]
-            read = np.array([v for v in read if np.isfinite(v)])
-            apart = runs["log"].to_numpy(float)
-            if not len(read):
-                continue
-            rows.append({"arch": arch, "width": int(width), "r": float(r), "separate": float(np.exp(apart.mean())),
-                         "read_off": float(np.exp(read.mean())), "n_separate": len(apart), "n_full": len(read),
-                         "difference": float(apart.mean() - read.mean()),
-                         "squares": float(((apart - apart.mean()) ** 2).sum() + ((read - read.mean()) ** 2).sum()),
-                         "df": len(apart) + len(read) - 2})  # fmt: skip
-    table = pd.DataFrame(rows)
-    for arch, found in table.groupby("arch") if len(table) else ():
-        df, squares = int(found["df"].sum()), float(found["squares"].sum())
-        variance = squares / df if df else run_noise(q.sweep, str(arch))[0] ** 2
-        df = df or run_noise(q.sweep, str(arch))[1]
-        # full runs are the same ones at every r: their mean counts once
-        error = np.sqrt(variance * (1 / found["n_separate"].sum() + 1 / found["n_full"].min()))
-        mean = float(found["difference"].mean())
+        apart = {float(r): runs["log"].to_numpy(float) for r, runs in finals(found).groupby("r")}
+        read = np.array(
+            [[log_loss_at(curve, fraction=r) for r in apart] for curve in curves]
+        )  # (full runs, r)
+        changes = np.array([v.mean() for v in apart.values()]) - read.mean(axis=0)
+        rows += [
+            {"arch": arch, "width": int(width), "r": r, "separate": float(np.exp(v.mean())),
+             "read_off": float(np.exp(read[:, k].mean())), "n_separate": len(v), "n_full": len(curves),
+             "difference": float(changes[k])}
+            for k, (r, v) in enumerate(apart.items())
+        ]  # fmt: skip
+        # a full run is off by its own luck at every r alike, so it counts once: by its mean over r
+        levels = read.mean(axis=1)
+        squares = (
+            sum(((v - v.mean()) ** 2).sum() for v in apart.values()) + ((levels - levels.mean()) ** 2).sum()
+        )
+        n_apart = sum(map(len, apart.values()))
+        df = n_apart - len(apart) + len(curves) - 1
+        variance = squares / df if df else NAN
+        if not df:
+            sd, df = run_noise(q.sweep, str(arch))
+            variance = sd**2
+        mean = float(changes.mean())
+        error = float(np.sqrt(variance * (1 / n_apart + 1 / len(curves))))
         value = (mean, *iv.student(mean, error, df)) if df else (mean, NAN, NAN)
         numbers[f"difference:{arch}"] = value
         if not np.isfinite(value[1]):
             verdict = "too few runs for an interval"
-        elif value[1] <= 0 <= value[2]:
-            verdict = "no difference told from the noise"
         else:
-            verdict = "they differ"
-        worst = found.loc[found["difference"].abs().idxmax()]
+            verdict = "no difference told from the noise" if value[1] <= 0 <= value[2] else "they differ"
+        worst = int(np.abs(changes).argmax())
+        shares = [f"{r:g}" for r in apart]
         sentences.append(
             f"{arch}: trained on r of the data alone, the loss is {percent(value)} from that read off full runs "
-            f"(mean over r = {', '.join(f'{r:g}' for r in found['r'])}): {verdict}; largest at r = {worst['r']:g}, "
-            f"{np.expm1(worst['difference']):+.1%}"
+            f"(mean over r = {', '.join(shares)}): {verdict}; largest at r = {shares[worst]}, "
+            f"{np.expm1(changes[worst]):+.1%}"
         )
-    return Answer(q.study, "fractions", table.drop(columns=["squares"], errors="ignore"), numbers, tuple(sentences),
-                  tuple(words))  # fmt: skip
+    return Answer(q.study, "fractions", pd.DataFrame(rows), numbers, tuple(sentences), tuple(words))
+
+
+def number(points: pd.DataFrame, field: str) -> pd.Series:
+    """A field that the points table has only where cells differ in it; else 1, as it is for shares and epochs."""
+    return points[field].astype(float) if field in points else pd.Series(1.0, points.index)
 
 
 def log_loss_at(rows: pd.DataFrame, *, fraction: float | None = None, atoms: float | None = None) -> float:
@@ -242,7 +244,7 @@ def _augmented(table: pd.DataFrame, broken: dict[str, float], numbers: dict) -> 
 def excess(q: Question) -> pd.DataFrame:
     """Every row of a run of several epochs with the log L of fresh data: of the one-epoch runs of the same width, at
     the same number of atoms seen. Columns group, arch, run, width, N, epoch, D, C, loss, log, fresh, excess."""
-    passes = q.points["epochs"].astype(float) if "epochs" in q.points else pd.Series(1.0, q.points.index)
+    passes = number(q.points, "epochs")
     repeated = q.points[passes > 1].assign(epoch=q.points["fraction"] * passes)
     repeated = repeated[repeated["fraction"] >= q.options.burn_in]
     out = []
@@ -284,7 +286,7 @@ def early_law(q: Question, group: str) -> tuple[float, float] | None:
     """Mean of log L minus the frontier fitted to the first epochs, over all later budgets; and the same for fresh
     data, its law fitted up to the same D. None where the ladder has no two sizes or nothing comes later."""
     rows = q.points[q.points["group"] == group]
-    rows = rows.assign(epoch=rows["fraction"] * rows["epochs"].astype(float))
+    rows = rows.assign(epoch=rows["fraction"] * number(rows, "epochs"))
     rows = rows[rows["fraction"] >= q.options.burn_in]
     if rows["N"].nunique() < 2 or rows["epoch"].max() <= EARLY:
         return None
