@@ -14,6 +14,7 @@ if not workflow.config_settings.configfiles:
 
 sweep = Sweep.from_config(config)
 sweep.check_targets(sys.argv[1:])
+sweep.announce(sys.argv[1:])
 
 
 wildcard_constraints:
@@ -48,6 +49,7 @@ rule all:
 
 
 onstart:
+    print(sweep.summary(), file=sys.stderr)
     sweep.check_data(
         job.wildcards.pack
         for job in workflow.dag.needrun_jobs()

@@ -111,7 +111,20 @@ def test_paper_config_expands_to_the_published_ladders():
     """48 cells: 15 MPNN, 14 EGNN, 12 GemNet-OC, 7 eSEN (Tables 3-6)."""
     names = list(cells.study_cells(PAPER, "main"))
     counts = {arch: sum(n.startswith(arch + "_") for n in names) for arch in PAPER["architectures"]}
-    assert counts == {"mpnn": 15, "egnn": 14, "gemnet": 12, "esen": 7}
+    assert counts == {"mpnn": 15, "egnn": 14, "gemnet": 12, "esen": 7, "transformer": 0}
+
+
+@pytest.mark.parametrize("name", ["paper", "studies"])
+def test_shipped_studies_train_equal_specs_once(name):
+    """Studies share plain cells: the union is smaller than what they ask for, and no two of its specs are equal."""
+    config = configs.load(ROOT / f"config/{name}.yaml")
+    asked = [n for study in config["studies"] for n in cells.study_cells(config, study)]
+    union = cells.expand(config)
+    assert set(asked) == set(union) and len(asked) > len(union) + 50
+    bodies = {dataclasses.replace(spec, name="") for spec in union.values()}
+    assert len(bodies) == len(union)
+    for shared in ("mpnn_w64", "egnn_w32") if name == "studies" else ("mpnn_w256", "esen_c8"):
+        assert asked.count(shared) > 2
 
 
 def test_equal_specs_of_two_studies_are_one_cell():

@@ -61,6 +61,17 @@ def edited(changes):
         ({"studies/main/sweep": {"seed": ["x"]}}, "studies.main.sweep.seed.0"),
         ({"studies/main/sweep": {"augment": ["no"]}}, "studies.main.sweep.augment.0"),
         ({"studies/main/widths": {"mpn": [5]}}, "studies.main.widths: mpn is not under 'arch'"),
+        ({"studies/main/ask": "magic"}, "studies.main.ask"),
+        ({"studies/main/ask": "grid"}, "studies.main.over: a study that asks for 'grid' takes 2 cell fields"),
+        (
+            {"studies/main/over": ["lr"]},
+            "studies.main.over: a study that asks for 'exponents' takes no 'over'",
+        ),
+        (
+            {"studies/main/ask": "sweep", "studies/main/over": ["rate"]},
+            "studies.main.over: 'rate' is none of",
+        ),
+        ({"studies/main/samples": [4]}, "studies.main.samples: only 'ask: group_average'"),
         ({"analysis/bootstraps": 0}, "analysis.bootstraps"),
         ({"analysis/linf": 3}, "analysis.linf"),
     ],
@@ -91,3 +102,32 @@ def test_a_file_that_is_no_config_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"x\.yaml"):
         configs.load(path)
+
+
+def test_a_config_may_lie_over_another(tmp_path, monkeypatch):
+    """Keys are replaced one by one, null takes one away, and the base's own base counts."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "a.yaml": (ROOT / "config.yaml").read_text(),
+        "b.yaml": "base: a.yaml\nresults: results/b\ntraining: {batch_size: 4}\narchitectures: {esen: null}\n"
+        "studies: {main: {arch: [mpnn]}}\n",
+        "c.yaml": "base: b.yaml\nresults: results/c\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    plain, laid = configs.load("a.yaml"), configs.load("c.yaml")
+    assert laid["results"] == "results/c" and "base" not in laid and list(laid["studies"]) == ["main"]
+    assert laid["training"] == plain["training"] | {"batch_size": 4} and laid["datasets"] == plain["datasets"]
+    assert list(laid["architectures"]) == ["mpnn", "egnn", "gemnet"]
+    assert laid["studies"]["main"] == plain["studies"]["main"] | {"arch": ["mpnn"]}
+
+
+def test_a_base_that_is_not_there_or_goes_in_a_circle_is_refused(tmp_path, monkeypatch):
+    """By name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("base: nowhere.yaml\n")
+    with pytest.raises(UserError, match=r"a\.yaml: nowhere\.yaml: no such config"):
+        configs.load("a.yaml")
+    (tmp_path / "b.yaml").write_text("base: c.yaml\n")
+    (tmp_path / "c.yaml").write_text("base: b.yaml\n")
+    with pytest.raises(UserError, match="in a circle"):
+        configs.load("b.yaml")

@@ -314,6 +314,58 @@ def test_a_full_disk_is_reported_by_path(pack, tmp_path):
     assert not (tmp_path / "curve.parquet").exists()
 
 
+def test_symmetry_loss_without_samples_is_the_plain_run_bit_for_bit(pack, tmp_path):
+    """M = 0 whatever its weight: the same curve and weights; M = 1 is another run."""
+    plain = run(MPNN, pack, tmp_path / "plain")[1]
+    nothing = run(dataclasses.replace(MPNN, symmetry_weight=7.0), pack, tmp_path / "nothing")[1]
+    assert nothing.equals(plain)
+    weights, expected = final_weights(tmp_path / "nothing"), final_weights(tmp_path / "plain")
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    one = run(dataclasses.replace(MPNN, symmetry_samples=1), pack, tmp_path / "one")[1]
+    assert one["val_loss"].iloc[-1] != plain["val_loss"].iloc[-1]
+
+
+def test_augmented_steps_see_the_molecules_under_proper_rotations(pack, monkeypatch):
+    """Positions and forces of every molecule are turned by one rotation of determinant +1: the best proper rotation
+    leaves nothing over, while a mirror image is not reached by one."""
+    setup = training.set_up(dataclasses.replace(MPNN, augment=True), pack, CPU)
+    data = next(setup.train_batches(0))
+    seen = []
+
+    def spy(batch):
+        seen.append(batch)
+        return setup.model(batch)
+
+    setup.loss(spy, data, 0)
+    (turned,) = seen
+    spatial = 0
+    for g in range(data.num_graphs):
+        mine = data.batch == g
+        before, after = (torch.cat([d.pos[mine], d.forces[mine]]) for d in (data, turned))
+        assert not torch.allclose(before, after, atol=1e-2)
+        assert left_over(before, after) < 1e-3
+        spatial += left_over(before, -after) > 1e-2
+    assert spatial == data.num_graphs
+
+
+def left_over(a, b):
+    """Largest distance of the rows of b from R a, over the proper rotation R that fits best (Kabsch)."""
+    u, _, v = torch.linalg.svd(a.double().T @ b.double())
+    u = u * torch.tensor([1.0, 1.0, torch.sign(torch.linalg.det(u @ v))])
+    return float((a.double() @ u @ v - b.double()).abs().max())
+
+
+def test_training_on_r_alone_retraces_the_whole_run_and_another_seed_does_not(pack, tmp_path):
+    """No schedule looks ahead: half of the data of seed 0 gives the row at r = 0.5, which is why studies of fractions
+    need other seeds."""
+    whole = run(MPNN, pack, tmp_path / "whole")[1]
+    half = run(dataclasses.replace(MPNN, data_fraction=0.5), pack, tmp_path / "half")[1]
+    other = run(dataclasses.replace(MPNN, data_fraction=0.5, seed=1), pack, tmp_path / "other")[1]
+    at = whole[whole["step"] == half["step"].iloc[-1]].iloc[0]
+    assert at["fraction"] == pytest.approx(0.5, abs=0.05) and at["atoms"] == half["atoms"].iloc[-1]
+    assert half["val_loss"].iloc[-1] == at["val_loss"] != other["val_loss"].iloc[-1]
+
+
 def test_order_of_epochs_differs_and_stays_inside_the_fraction(pack):
     """Multi-epoch training reshuffles what the fraction holds and nothing else."""
     setup = training.set_up(dataclasses.replace(MPNN, data_fraction=0.3, epochs=2), pack, CPU)

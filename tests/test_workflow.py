@@ -43,11 +43,46 @@ def jobs(text):
 
 
 def test_dry_run_of_the_paper_lists_every_cell_without_data(checkout):
-    """48 cells and one pack, although no OMol25 is here."""
+    """All of them with their studies, two packs, the averaging of the MPNNs, although no OMol25 is here."""
     status, text = snakemake(checkout, "-n", "--configfile", "config/paper.yaml")
     assert status == 0, text
-    expected = len(cells.expand(configs.load(ROOT / "config/paper.yaml")))
-    assert jobs(text) | {"train": expected, "cell": expected, "pack": 1} == jobs(text)
+    sweep = Sweep.from_config(configs.load(ROOT / "config/paper.yaml"))
+    expected = {
+        "train": len(sweep.cells),
+        "cell": len(sweep.cells),
+        "pack": 2,
+        "group_average": 15,
+        "kappa": 1,
+    }
+    assert jobs(text) | expected == jobs(text)
+    lines = text.splitlines()
+    assert all(
+        f"{name}\t{', '.join(s for s, n in sweep.studies.items() if name in n)}" in lines
+        for name in sweep.cells
+    )
+    assert sweep.summary() in lines
+
+
+def test_only_studies_that_ask_for_it_measure_more_than_curves(checkout):
+    """config.yaml asks for exponents alone: no averaging, no count of FLOPs, and no list for a single cell."""
+    status, text = snakemake(checkout, "-n")
+    assert status == 0 and not {"group_average", "kappa"} & set(jobs(text)), text
+    status, text = snakemake(checkout, "-n", "results/mpnn_w32/curve.parquet")
+    assert status == 0 and "are shared" not in text
+
+
+def test_averaging_takes_the_samples_of_the_studies_that_ask(checkout):
+    """Their union and the model as it is; the analysis gets one file a cell."""
+    config = configs.load(checkout / "config/studies.yaml")
+    config["studies"]["more"] = {"ask": "group_average", "samples": [3], "cells": ["mpnn_w16"]}
+    sweep = Sweep.from_config(config)
+    cell = type("Wildcards", (), {"cell": "mpnn_w16"})
+    assert sweep.samples(cell) == "0 1 2 3 4 8 16 32 64"
+    assert sweep.averages() == [
+        f"results/studies/mpnn_w{w}/averaging.parquet" for w in (16, 32, 64, 128, 256, 512)
+    ]
+    assert sweep.measured().startswith("--averaging results/studies/mpnn_w16/")
+    assert sweep.measured().endswith("--kappa results/studies/kappa.parquet")
 
 
 def test_one_cell_off_the_ladder_is_one_training_run(checkout):

@@ -109,6 +109,7 @@ TOKENS = {
     "symmetry_samples": ("sym", "sym", False),
     "augment": ("aug", "flag", False),
     "seed": ("s", "int", False),
+    "validate_every": ("every", "int", False),
 }
 SYM_DEFAULT = 5  # 'sym' alone is the paper's M = 5
 _NUMBER = r"(?:0|[1-9][0-9]*)"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib import resources
 from pathlib import Path
 
 import jsonschema
 import yaml
 
-from symscale.cells import study_cells
+from symscale.cells import CellSpec, study_cells
 from symscale.data.sources.schema import DATASET_SCHEMA
 from symscale.errors import UserError
 
@@ -50,11 +51,28 @@ def check(config: dict) -> dict:
             raise UserError(
                 f"config: studies.{study}.widths: {', '.join(sorted(strangers))} is not under 'arch'"
             )
+        _check_question(study, entry)
         try:
             study_cells(config, study)
         except UserError as error:
             raise UserError(f"config: studies.{study}: {error}") from None
     return config
+
+
+def _check_question(study: str, entry: dict) -> None:
+    """Refuse an `ask` without what it needs, and what it does not read."""
+    ask = entry.get("ask", "exponents")
+    needed = {"grid": 2, "sweep": 1}.get(ask, 0)
+    over = entry.get("over", [])
+    if len(over) != needed:
+        what = f"{needed} cell field{'s' if needed > 1 else ''}" if needed else "no 'over'"
+        raise UserError(f"config: studies.{study}.over: a study that asks for '{ask}' takes {what}")
+    fields = [f.name for f in dataclasses.fields(CellSpec) if f.name not in ("name", "arch", "options")]
+    strangers = [field for field in over if field not in fields]
+    if strangers:
+        raise UserError(f"config: studies.{study}.over: '{strangers[0]}' is none of {', '.join(fields)}")
+    if "samples" in entry and ask != "group_average":
+        raise UserError(f"config: studies.{study}.samples: only 'ask: group_average' reads it")
 
 
 def _reason(error: jsonschema.ValidationError) -> str:
@@ -68,8 +86,42 @@ def _reason(error: jsonschema.ValidationError) -> str:
     return error.message
 
 
+def resolve(config: dict, seen: tuple[str, ...] = ()) -> dict:
+    """The config laid over the file that its ``base`` names, key by key; null takes a key of the base away.
+
+    As every path of a config, ``base`` is relative to the working directory.
+    """
+    if "base" not in config:
+        return config
+    path = str(config["base"])
+    if path in seen:
+        raise UserError(f"base: {' -> '.join((*seen, path))} goes in a circle")
+    return _laid_over(resolve(_read(path), (*seen, path)), {k: v for k, v in config.items() if k != "base"})
+
+
+def _laid_over(base: dict, changes: dict) -> dict:
+    out = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(out.get(key), dict):
+            out[key] = _laid_over(out[key], value)
+        elif value is None:
+            out.pop(key, None)
+        else:
+            out[key] = value
+    return out
+
+
 def load(path: str | Path) -> dict:
     """Read and check one YAML config. Raises UserError that names the file and the key."""
+    config = _read(path)
+    try:
+        return check(resolve(config, (str(path),)))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _read(path: str | Path) -> dict:
+    """A YAML mapping. Raises UserError that names the file where it is none."""
     try:
         config = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
@@ -78,7 +130,4 @@ def load(path: str | Path) -> dict:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: a config is a mapping of keys, this file is not")
-    try:
-        return check(config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    return config

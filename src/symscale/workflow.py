@@ -18,6 +18,8 @@ from symscale.errors import UserError
 # how a rule calls the command line: with the Python that runs Snakemake, whether or not its bin/ is on PATH
 SYMSCALE = f"{shlex.quote(sys.executable)} -m symscale"
 
+SAMPLES = (1, 2, 4, 8, 16, 32, 64)  # rotations that group averaging is measured with, unless a study says
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -31,11 +33,32 @@ class Sweep:
     def from_config(cls, config: dict) -> Sweep:
         """Check and expand. Exits with one line where the config is invalid."""
         try:
-            configs.check(config)
+            config = configs.check(configs.resolve(config))
             studies = {study: list(cells.study_cells(config, study)) for study in config["studies"]}
             return cls(config, cells.expand(config), studies)
         except UserError as error:
             sys.exit(f"symscale: {error}")
+
+    def table(self) -> str:
+        """A line a cell: its name and the studies that ask for it."""
+        return "\n".join(
+            f"{name}\t{', '.join(study for study, names in self.studies.items() if name in names)}"
+            for name in self.cells
+        )
+
+    def summary(self) -> str:
+        """How many cells are trained, and how many trainings are saved because studies share them."""
+        asked = sum(map(len, self.studies.values()))
+        return (
+            f"{len(self.cells)} cells for {len(self.studies)} studies, which ask for {asked}: "
+            f"{asked - len(self.cells)} are shared"
+        )
+
+    def announce(self, argv: list[str]) -> None:
+        """On a dry-run of more than single cells: every cell with its studies, on stderr."""
+        dry = any(a in ("--dry-run", "--dryrun") or re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*", a) for a in argv)
+        if dry and not any(a.startswith(f"{self.results}/") for a in argv):
+            print(f"{self.table()}\n{self.summary()}", file=sys.stderr)
 
     @property
     def results(self) -> str:
@@ -99,7 +122,9 @@ class Sweep:
     def studies_json(self) -> str:
         """Study -> cells and its words, for the analysis; changes when a study does, not when code does."""
         words = {
-            name: {k: entry[k] for k in ("title", "question", "paper") if k in entry}
+            name: {
+                k: entry[k] for k in ("title", "question", "paper", "ask", "over", "samples") if k in entry
+            }
             for name, entry in self.config["studies"].items()
         }
         return json.dumps({name: words[name] | {"cells": self.studies[name]} for name in words}, indent=1)
@@ -119,6 +144,44 @@ class Sweep:
     def curves(self, _wildcards=None) -> list[str]:
         """Curves of every cell of every study."""
         return [f"{self.results}/{name}/curve.parquet" for name in self.cells]
+
+    def asking(self, kind: str) -> dict[str, dict]:
+        """The studies that ask a kind of question."""
+        return {name: e for name, e in self.config["studies"].items() if e.get("ask") == kind}
+
+    def _cells_asking(self, kind: str) -> list[str]:
+        return list(dict.fromkeys(name for study in self.asking(kind) for name in self.studies[study]))
+
+    def samples(self, wildcards) -> str:
+        """Numbers of rotations to average a cell over, the model as it is (0) among them."""
+        asked = [e.get("samples", SAMPLES) for s, e in self.asking("group_average").items()
+                 if wildcards.cell in self.studies[s]]  # fmt: skip
+        return " ".join(str(m) for m in sorted({0}.union(*asked or [SAMPLES])))
+
+    def counted(self, _wildcards=None) -> list[str]:
+        """cell.json of every cell whose kappa a study asks for."""
+        return [f"{self.results}/{name}/cell.json" for name in self._cells_asking("kappa")]
+
+    def counted_data(self, _wildcards=None) -> list[str]:
+        """Manifests of the packs that those are counted on."""
+        packs = {
+            cells.data_folder(self.config, self.cells[name].dataset) for name in self._cells_asking("kappa")
+        }
+        return [f"{pack}/manifest.json" for pack in sorted(packs)]
+
+    def averages(self) -> list[str]:
+        """Losses of group averaging, of every cell that a study asks them of."""
+        return [f"{self.results}/{name}/averaging.parquet" for name in self._cells_asking("group_average")]
+
+    def measurements(self, _wildcards=None) -> list[str]:
+        """What the analysis reads besides curves."""
+        return self.averages() + ([f"{self.results}/kappa.parquet"] if self.asking("kappa") else [])
+
+    def measured(self) -> str:
+        """The same as options of `symscale analyse`."""
+        options = ["--averaging", *self.averages()] if self.averages() else []
+        options += ["--kappa", f"{self.results}/kappa.parquet"] if self.asking("kappa") else []
+        return shlex.join(options)
 
     def analysis_options(self) -> str:
         """The config's ``analysis`` section as JSON."""

@@ -25,6 +25,8 @@ fits.json          {"fits": [...], "words": [...], "options": {...}}: one object
                    cells, n_points, n_bootstrap, rejected, seed
 draws.parquet      fit, draw, then a column per parameter: the draws behind lo and hi
 comparisons.json   list of {kind, what, first, second, estimate, lo, hi, p, verdict, numbers} (compare.py)
+answers.json       one object a study: {study, kind, numbers {name: [value, lo, hi]}, sentences, words, table [rows]}
+                   (studies.py; its kinds of question are asking, settings, repeats)
 sensitivity.parquet  group, law, x, setting, value (of the setting), parameter, estimate
 
 law          x     parameters                  variant

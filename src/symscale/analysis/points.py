@@ -27,7 +27,7 @@ def group_of(cell: str) -> str:
     match = _SPEC_TAIL.match(cell)
     if not match:
         return cell
-    rest = [token for token in match["rest"].split("_") if token and not re.fullmatch(r"s\d+", token)]
+    rest = [token for token in match["rest"].split("_") if token and not re.fullmatch(r"(s|every)\d+", token)]
     return "_".join([match["arch"], *rest])
 
 

@@ -123,4 +123,28 @@ def analyse(points: pd.DataFrame, options: Options) -> tuple[list[GroupAnalysis]
     if not len(ready):
         raise UserError("no usable points: every loss is missing, not finite or inside the burn-in")
     groups = tqdm(list(ready.groupby("group")), desc="fits", unit="group", disable=None)
-    return [analyse_group(rows.reset_index(drop=True), str(g), options) for g, rows in groups], words
+    out = [
+        bare(rows, str(g))
+        if single(rows, str(g))
+        else analyse_group(rows.reset_index(drop=True), str(g), options)
+        for g, rows in groups
+    ]
+    alone = [a.group for a in out if not a.records]
+    if alone:
+        words.append(
+            f"{len(alone)} variants are of one model size each and have no law, only the answers of studies"
+        )
+    return out, words
+
+
+def single(rows: pd.DataFrame, group: str) -> bool:
+    """A variant (one setting of a grid, a share of the data) of one model size: no ladder, so no law."""
+    return group != rows["arch"].iloc[0] and rows["N"].nunique() < 2
+
+
+def bare(rows: pd.DataFrame, group: str) -> GroupAnalysis:
+    """A group that no law is fitted to."""
+    rows = rows.reset_index(drop=True)
+    return GroupAnalysis(
+        group, str(rows["arch"].iloc[0]), rows, canonical(at_fractions(rows)), None, [], pd.DataFrame()
+    )

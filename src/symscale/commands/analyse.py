@@ -15,6 +15,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--config", help="YAML config whose 'analysis' section to use")
     parser.add_argument("--options", default="{}", help="that section as JSON, as Snakemake passes it")
     parser.add_argument("--studies", help="studies.json: which cells belong to which study")
+    parser.add_argument("--averaging", nargs="*", default=[], help="files of `symscale group-average`")
+    parser.add_argument("--kappa", nargs="*", default=[], help="files of `symscale kappa --out`")
     parser.add_argument("--bootstraps", type=int, help="resamples of every interval (1000)")
     parser.add_argument("--burn-in", type=float, help="share of the first steps left out (0.02)")
     parser.add_argument("--delta", type=float, help="Huber threshold on log L of the sum law (0.001)")
@@ -26,6 +28,7 @@ def run(args) -> None:
     import dataclasses
 
     from symscale.analysis import compare, records, sweep, tables
+    from symscale.analysis import studies as questions
     from symscale.analysis.points import load_points
     from symscale.analysis.sensitivity import sensitivity
 
@@ -59,10 +62,19 @@ def run(args) -> None:
         raise UserError(f"{results}/*/curve.parquet: no curves; train cells first or name curve files")
     points = load_points(curves)
     analyses, words = sweep.analyse(points, options)
-    comparisons = compare.as_dicts(compare.across(analyses, options, studies))
+    comparisons = compare.across(analyses, options, studies)
+    measured = {"averaging": tables_of(args.averaging), "kappa": tables_of(args.kappa)}
+    answers = questions.answer(studies or {}, points, analyses, comparisons, options, measured)
     out = Path(args.out) if args.out else results / "analysis"
-    tables.write(out, points, analyses, words, options, comparisons, sensitivity(points, options))
+    fitted = points[points["group"].isin([a.group for a in analyses if a.records])]
+    tables.write(
+        out, points, analyses, words, options, compare.as_dicts(comparisons), sensitivity(fitted, options)
+    )
+    questions.write(out, answers)
     print(summary(analyses))
+    for answer in answers:
+        for sentence in (*answer.sentences, *answer.words):
+            print(f"{answer.study}: {sentence}")
     for word in words:
         print(f"note: {word}", file=sys.stderr)
     print(out)
@@ -79,6 +91,21 @@ def read_json(source: str, text: str) -> dict:
     if not isinstance(value, dict):
         raise UserError(f"{source}: must be a JSON object")
     return value
+
+
+def tables_of(paths: list[str]):
+    """Parquet files as one table, empty without any. Raises UserError for a file that is none."""
+    import pandas as pd
+
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pd.read_parquet(path))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: not readable as Parquet ({error}); delete it and measure again"
+            ) from None
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def summary(analyses) -> str:

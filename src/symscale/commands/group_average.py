@@ -65,7 +65,10 @@ def load(folder: Path):
     try:
         saved = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a cell has one when its training is finished") from None
+        raise UserError(
+            f"{path}: no such file; a cell has one when its training is finished. Where the curve is there and the "
+            "checkpoints were removed, delete the curve and train the cell again"
+        ) from None
     spec = spec_from_dict(saved["spec"])
     model = build_model(spec)
     model.load_state_dict(saved["model"])

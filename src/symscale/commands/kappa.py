@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
 from symscale import config as configs
-from symscale.cells import CellSpec, parse_name
+from symscale.cells import CellSpec, parse_name, read_cell
 from symscale.errors import UserError
 
 
@@ -16,6 +18,10 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="cells; without any, every ladder of the config"
     )
+    parser.add_argument(
+        "--cells", nargs="+", metavar="CELL.json", help="resolved cells, each counted on its own pack"
+    )
+    parser.add_argument("--out", type=Path, help="Parquet file to write the counts to")
     parser.add_argument("--configfile", default="config.yaml", help="config with the ladders (%(default)s)")
     parser.add_argument(
         "--data", metavar="PACK", help="count on this pack's molecules, not on generated ones"
@@ -36,22 +42,42 @@ def run(args) -> None:
 
     if min(args.molecules) < 1:
         raise UserError("--molecules: at least 1")
-    config = configs.load(args.configfile)
-    names = args.names or [
-        f"{arch}_{entry['axis']}{width}"
-        for arch, entry in config["architectures"].items()
-        for width in entry["widths"]
-    ]
-    specs = [parse_name(config, name) for name in names]
-    pack = open_pack(args.data) if args.data else None
-    if pack is None:
-        print("no pack given: counting on molecules generated as the built-in source does", file=sys.stderr)
-    rows = [count(spec, molecules, pack) for spec in specs for molecules in args.molecules]
-    summary = {arch: drift(rows, arch) for arch in dict.fromkeys(spec.arch for spec in specs)}
+    if args.cells:
+        if args.names or args.data:
+            raise UserError("--cells: each cell.json names its own pack; give no NAME and no --data with it")
+        work = [(spec, open_pack(folder)) for spec, folder in map(read_cell, args.cells)]
+    else:
+        config = configs.load(args.configfile)
+        names = args.names or [
+            f"{arch}_{entry['axis']}{width}"
+            for arch, entry in config["architectures"].items()
+            for width in entry["widths"]
+        ]
+        pack = open_pack(args.data) if args.data else None
+        work = [(parse_name(config, name), pack) for name in names]
+        if pack is None:
+            print(
+                "no pack given: counting on molecules generated as the built-in source does", file=sys.stderr
+            )
+    rows = [count(spec, molecules, pack) for spec, pack in work for molecules in args.molecules]
+    summary = {arch: drift(rows, arch) for arch in dict.fromkeys(spec.arch for spec, _ in work)}
+    if args.out:
+        write(args.out, rows)
     if args.json:
         print(json.dumps({"cells": rows, "architectures": summary}, indent=1))
     else:
         print(table(rows, summary))
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Parquet, atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    pq.write_table(pa.Table.from_pylist(rows), partial)
+    os.replace(partial, path)
 
 
 def count(spec: CellSpec, molecules: int, pack=None) -> dict:

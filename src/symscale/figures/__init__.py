@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from symscale.figures import curves, exponents, frontiers, laws, studies, style
+from symscale.figures import answers, curves, exponents, frontiers, laws, style
 from symscale.figures.inputs import Analysis, load
 
 FIGURES = {
@@ -37,7 +37,7 @@ def draw(analysis: str | Path, out: str | Path, studies_json: str | Path | None 
         for name, function in FIGURES.items():
             _keep(index, out, name, function(data))
         for study in drawn_studies(data):
-            _keep(index, out, f"study-{re.sub(r'[^A-Za-z0-9]+', '-', study)}", studies.study(data, study))
+            _keep(index, out, f"study-{re.sub(r'[^A-Za-z0-9]+', '-', study)}", answers.draw(data, study))
     for stale in {p.name for p in out.glob("*.svg")} - {entry["file"] for entry in index}:
         (out / stale).unlink()
     partial = out / f"{INDEX}.tmp"
@@ -47,10 +47,15 @@ def draw(analysis: str | Path, out: str | Path, studies_json: str | Path | None 
 
 
 def drawn_studies(data: Analysis) -> list[str]:
-    """Studies that the analysis holds, but not one of the plain architectures: the other figures show that."""
+    """Studies that the analysis holds, but not the exponents of the plain architectures, which other figures show."""
     group = data.points.groupby("cell")["group"].first()
     held = {name: {group[c] for c in entry["cells"] if c in group} for name, entry in data.studies.items()}
-    return [name for name, groups in held.items() if groups and groups != set(data.plain)]
+    asks = {name: entry.get("ask", "exponents") for name, entry in data.studies.items()}
+    return [
+        name
+        for name, groups in held.items()
+        if groups and (asks[name] != "exponents" or groups != set(data.plain))
+    ]
 
 
 def _keep(index: list[dict], out: Path, name: str, drawing: style.Drawing | None) -> None:

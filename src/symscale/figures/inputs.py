@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from symscale.analysis import studies as answers
 from symscale.analysis import tables
 from symscale.analysis.laws import evaluate
 from symscale.cells import TOKENS
@@ -27,7 +28,7 @@ LETTERS = {"alpha": "α", "beta": "β", "gamma": "γ", "kappa": "κ", "closed_fo
 ORDER = tuple(TITLES)  # unconstrained to high order, as the paper lists them
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Analysis:
     """The files of an analysis folder; `studies` is studies.json: name -> title, question, cells."""
 
@@ -40,6 +41,7 @@ class Analysis:
     words: list[str]
     options: dict
     studies: dict[str, dict]
+    answers: dict[str, dict] = dataclasses.field(default_factory=dict)  # study -> object of answers.json
 
     def fit(self, law: str, group: str, x: str = "", variant: str = "") -> dict | None:
         """The fit if it was possible, else None."""
@@ -61,9 +63,22 @@ class Analysis:
 
     @property
     def plain(self) -> list[str]:
-        """Groups without a suffix, one an architecture; all groups where there is none."""
+        """Groups without a suffix, one an architecture, that a study of exponents asks for; without studies every
+        such group, and all groups where there is none."""
         names = set(self.points["arch"])
-        return [g for g in self.groups if g in names] or self.groups
+        plain = [g for g in self.groups if g in names]
+        ladders = [s["cells"] for s in self.studies.values() if s.get("ask", "exponents") == "exponents"]
+        asked = set(
+            self.points.loc[self.points["cell"].isin({c for cells in ladders for c in cells}), "group"]
+        )
+        return [g for g in plain if g in asked] or plain or self.groups
+
+    def said(self, study: str) -> list[str]:
+        """The sentences and reservations of a study's answer, with titles for groups."""
+        found = self.answers.get(study, {"sentences": [], "words": []})
+        names = [*self.groups, *set(self.points["arch"])]
+        sentences = (in_words(s, names) for s in (*found["sentences"], *found["words"]))
+        return [f"{capital(s)}." for s in sentences]
 
     def arch(self, group: str) -> str:
         return str(self.points.loc[self.points["group"] == group, "arch"].iloc[0])
@@ -105,6 +120,13 @@ class Analysis:
         return rows if len(rows) else None
 
 
+def capital(sentence: str) -> str:
+    """A capital first letter, but not of a name ('eSEN') or a parameter ('γ')."""
+    if not sentence[:1].isascii() or sentence.startswith(tuple(TITLES.values())):
+        return sentence
+    return sentence[:1].upper() + sentence[1:]
+
+
 def log_band(logs: np.ndarray, line: np.ndarray, basic: bool) -> tuple[np.ndarray, np.ndarray] | None:
     """exp of the 2.5 and 97.5 % quantiles of draws logs (R, n), reflected about their median where `basic`."""
     logs = logs[np.isfinite(logs).all(axis=1)]
@@ -136,6 +158,7 @@ def load(folder: str | Path, studies: str | Path | None = None) -> Analysis:
         document["words"],
         document["options"],
         named,
+        answers.read(folder),
     )
 
 

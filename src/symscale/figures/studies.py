@@ -37,29 +37,9 @@ def study(a: Analysis, name: str) -> Drawing:
         axes[-1].set_title("differences of exponents")
     names = ", ".join(title(g, groups, a.points) for g in groups)
     alt = f"Loss against compute with fitted frontiers for {names}; differences of their exponents."
-    return Drawing(fig, entry.get("title") or name, finding(a, groups, set(entry["cells"])), alt, study=name)
-
-
-def finding(a: Analysis, groups: list[str], cells: set[str]) -> str:
-    """What the comparisons between these groups say, in sentences."""
-    inside = [c for c in a.comparisons if {c["first"], c["second"]} <= set(groups)]
-    shifts = [c["verdict"] for c in inside if c["kind"] == "shift" and c["what"] == "frontier in C"]
-    slopes = [c["verdict"] for c in inside if c["kind"] == "exponent" and c["what"] == "gamma (frontier, C)"]
-    seeded = a.points[a.points["cell"].isin(cells) & (a.points["seed"] != 0)]
-    spread = [s for g in ordered(seeded["group"].unique()) if (s := replicates(a, g))]
-    sentences = spread + (shifts or slopes)[:4]
-    if not sentences:
-        return "No comparison: it needs two groups of at least three runs."
-    return " ".join(f"{s[:1].upper()}{s[1:]}." for s in (in_words(s, groups) for s in sentences))
-
-
-def replicates(a: Analysis, group: str) -> str:
-    """How far runs of one N that differ by their seed lie apart; '' without such runs."""
-    numbers = (a.fit("sum", group) or {"numbers": {}})["numbers"]
-    if not numbers.get("replicate_df"):
-        return ""
-    spread = f"{numbers['replicate_sd']:.3f} in log L ({numbers['replicate_df']:.0f} degrees of freedom)"
-    return f"runs of {title(group)} that differ by their seed only have a standard deviation of {spread}"
+    caption = "Frontiers in compute by group (thin: learning curves), and differences of exponents"
+    caption += " with 95 % intervals, filled where these exclude 0." if several else "."
+    return Drawing(fig, entry.get("title") or name, caption, alt, study=name)
 
 
 def _panel(ax: Axes, a: Analysis, groups: list[str], cells: set[str]) -> None:

@@ -138,6 +138,15 @@ def finish_log(ax: Axes, plain_y: bool = True) -> None:
             axis.set_major_formatter(FuncFormatter(lambda v, _: power(v)))
 
 
+def finish_log_y(ax: Axes) -> None:
+    """Plain numbers on a log axis that spans little."""
+    low, high = ax.get_ylim()
+    subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if high / low < 3 else (1, 2, 3, 5) if high / low < 12 else (1, 2, 5)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def room_below(row) -> None:
     """Room under the data of panels that share a log y axis, for the words in their corner; then ticks.
 

@@ -1,0 +1,125 @@
+"""A study's question and its answer, and what kinds of question share: noise between runs, intervals, words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from symscale.analysis import intervals as iv
+from symscale.analysis.compare import Comparison
+from symscale.analysis.records import Options
+from symscale.analysis.sweep import GroupAnalysis
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Question:
+    """The cells of a study with all that a kind of question may read."""
+
+    study: str
+    points: pd.DataFrame  # rows of the study's cells
+    sweep: pd.DataFrame  # rows of every cell
+    analyses: dict[str, GroupAnalysis]  # fitted groups of the sweep
+    comparisons: list[Comparison]
+    over: tuple[str, ...] = ()
+    averaging: pd.DataFrame = field(
+        default_factory=pd.DataFrame
+    )  # cell, N, M, val_loss: symscale group-average
+    kappa: pd.DataFrame = field(default_factory=pd.DataFrame)  # cell, arch, N, atoms, kappa: symscale kappa
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """numbers: name -> (value, lo, hi), NaN where there is no interval; words: reservations."""
+
+    study: str
+    kind: str
+    table: pd.DataFrame
+    numbers: dict[str, tuple[float, float, float]]
+    sentences: tuple[str, ...]
+    words: tuple[str, ...] = ()
+
+
+def finals(points: pd.DataFrame) -> pd.DataFrame:
+    """The last row of every run, with log L."""
+    last = points.sort_values(["run", "step"]).groupby("run", sort=True).tail(1).reset_index(drop=True)
+    return last.assign(log=np.log(last["loss"].to_numpy(float)))
+
+
+def mean_interval(values, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean with its t interval; no interval for a single value."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return (float(values[0]) if len(values) else NAN), NAN, NAN
+    error = float(values.std(ddof=1) / np.sqrt(len(values)))
+    return (float(values.mean()), *iv.student(float(values.mean()), error, len(values) - 1, level))
+
+
+def slope_interval(x, y) -> tuple[float, float, float]:
+    """Least-squares slope of y in x with its t interval; an interval needs four points."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(np.unique(x)) < 2:
+        return NAN, NAN, NAN
+    x = x - x.mean()
+    slope = float((x * y).sum() / (x**2).sum())
+    if len(x) < 4:
+        return slope, NAN, NAN
+    rest = y - y.mean() - slope * x
+    error = float(np.sqrt((rest**2).sum() / (len(x) - 2) / (x**2).sum()))
+    return (slope, *iv.student(slope, error, len(x) - 2))
+
+
+def run_noise(points: pd.DataFrame, arch: str | None = None) -> tuple[float, int]:
+    """Standard deviation of the final log L between runs that differ by their seed alone, and its degrees of freedom;
+    of one architecture, or pooled over all where that has no replicates. (nan, 0) without any."""
+    last = finals(points).drop_duplicates(["group", "width", "seed"])
+    squares, df = 0.0, 0
+    for _, runs in (last if arch is None else last[last["arch"] == arch]).groupby(["group", "width"]):
+        if len(runs) > 1:
+            squares += float(((runs["log"] - runs["log"].mean()) ** 2).sum())
+            df += len(runs) - 1
+    if not df:
+        return (NAN, 0) if arch is None else run_noise(points)
+    return float(np.sqrt(squares / df)), df
+
+
+def least_difference(points: pd.DataFrame, arch: str) -> float:
+    """Difference of log L between two single runs that the noise from run to run hides (95 %); 0.02 where no
+    replicates say how large that is."""
+    sd, df = run_noise(points, arch)
+    return iv.student(0.0, sd * np.sqrt(2), df)[1] if df else 0.02
+
+
+def bounds(values: tuple[float, float, float], digits: int = 3, sign: str = "") -> str:
+    """'0.142 [0.139, 0.145]', or the value alone."""
+    value, low, high = values
+    shown = f"{value:{sign}.{digits}f}"
+    return f"{shown} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]" if np.isfinite(low + high) else shown
+
+
+def percent(values: tuple[float, float, float]) -> str:
+    """A difference of log L as per cent of the loss."""
+    value, low, high = (float(np.expm1(v)) for v in values)
+    shown = f"{value:+.1%}"
+    return f"{shown} [{low:+.1%}, {high:+.1%}]" if np.isfinite(low + high) else shown
+
+
+def setting(value) -> str:
+    return (
+        f"{value:g}"
+        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        else str(value)
+    )
+
+
+def resolved(points: pd.DataFrame, name: str) -> pd.Series:
+    """A field of the spec as the model has it: vector_channels 0 stands for floor(sqrt(w))."""
+    values = points[name]
+    if name != "vector_channels":
+        return values
+    values = values.astype(int)
+    return values.where(values > 0, np.floor(np.sqrt(points["width"].astype(float))).astype(int))
