@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop
 
 from symscale.data.batch import Batch
+
+# torch counts addmm and baddbmm, but not their in-place forms
+IN_PLACE = {torch.ops.aten.addmm_: addmm_flop, torch.ops.aten.baddbmm_: baddbmm_flop}
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of the matrix products that ``run()`` calls; element-wise work counts nothing, as in the paper."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         run()
     return counter.get_total_flops()
 
