@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -10,6 +11,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from symscale.data.batch import Batch
+
+# torch counts addmm and baddbmm, but not their in-place forms
+IN_PLACE = {
+    torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * math.prod(a) * b[-1],
+    torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * math.prod(a) * b[-1],
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of the matrix products that ``run()`` calls; element-wise work counts nothing, as in the paper."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         run()
     return counter.get_total_flops()
 

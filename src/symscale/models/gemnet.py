@@ -21,14 +21,15 @@ from symscale.models.common import GaussianRBF, apply_function, graph_sum, polyn
 from symscale.models.gemnet_graph import Graph, Quadruplets, build_graph, build_quadruplets, triplet_angles
 from symscale.models.gemnet_layers import (
     ACT,
+    HALF,
     EdgeEmbedding,
+    MessageOut,
     QuadrupletMessages,
     RadialProduct,
     RadialSum,
     Residuals,
     Scaled,
     ScaleFactor,
-    SiluSum,
     Triplets,
     dense,
     mean_of,
@@ -51,7 +52,8 @@ class Bases:
 
     graph: Graph
     triplet_radial: Tensor  # (E, RBF)
-    triplet_angular: Tensor  # (N, K_c, K_b CBF)
+    triplet_circular: Tensor  # (E, CBF, SPHERICAL)
+    triplet_angles: Tensor  # (N, K_c SPHERICAL, K_b)
     atom_radial: Tensor  # (E, RBF)
     output_radial: Tensor  # (E, RBF)
     quadruplets: Quadruplets | None = None
@@ -112,12 +114,12 @@ class Interaction(nn.Module):
 
     def forward(self, h: Scaled, m: Scaled, bases: Bases) -> tuple[Scaled, Scaled]:
         graph = bases.graph
-        terms = self.triplets(m, bases.triplet_radial, bases.triplet_angular, graph)
+        terms = self.triplets(m, bases.triplet_radial, bases.triplet_circular, bases.triplet_angles, graph)
         if self.quadruplets is not None:
             quads = (bases.quadruplet_inner, bases.quadruplet_outer, bases.quadruplets, graph)
             terms += self.quadruplets(m, bases.quadruplet_radial, *quads)
-        x = apply_function(SiluSum, 1 / math.sqrt(2), F.linear(m[0], self.dense.weight * m[1]), *terms)
-        x = self.before_skip(x, ACT / math.sqrt(1 + len(terms) / 2))
+        x = apply_function(MessageOut, HALF, m[0], self.dense.weight * m[1], *terms)
+        x = self.before_skip(x, ACT / math.sqrt(1 + len(terms) / 4))
         m = self.after_skip(*mean_of(m, x))
         h = mean_of(self.atom_update(m, bases.atom_radial, graph), h)
         return h, mean_of(m, self.residual(*self.concat(h, m, graph)))
@@ -141,11 +143,13 @@ class BasisProjections(nn.Module):
     def forward(self, raw: Tensor, graph: Graph) -> Bases:
         """Raw radial functions (E, RADIAL) -> all bases."""
         n, k = graph.atoms, graph.degree
-        own = graph.pad(self.to_triplet_angular(raw)).view(n * k, CBF, SPHERICAL)
-        angles = triplet_angles(graph, SPHERICAL).view(n * k, k, SPHERICAL)
-        angular = torch.bmm(angles, own.transpose(1, 2)).view(n, k, k * CBF)  # (N, K_c, K_b i)
+        # one product for all, rows of raw being long: (E, RADIAL)
+        layers = [self.to_triplet, self.to_triplet_angular, self.to_atom, self.to_output]
+        projected = F.linear(raw, torch.cat([layer.weight for layer in layers]))
+        rad, circular, atom, output = projected.split([layer.out_features for layer in layers], 1)
+        triplets = rad, circular.unflatten(1, (CBF, SPHERICAL)), triplet_angles(graph, SPHERICAL)
         if not self.quadruplets:
-            return Bases(graph, self.to_triplet(raw), angular, self.to_atom(raw), self.to_output(raw))
+            return Bases(graph, *triplets, atom, output)
         quads = build_quadruplets(graph, SPHERICAL, QUADRUPLET_NEIGHBORS)
         q = quads.edge.shape[1]
         if raw.shape[0]:
@@ -156,10 +160,9 @@ class BasisProjections(nn.Module):
         outer = graph.pad(self.to_outer(raw)).view(n * k, SBF, SPHERICAL**2)
         return Bases(
             graph,
-            self.to_triplet(raw),
-            angular,
-            self.to_atom(raw),
-            self.to_output(raw),
+            *triplets,
+            atom,
+            output,
             quads,
             self.to_quadruplet(raw),
             inner,

@@ -14,12 +14,12 @@ def _norm(degree: int, order: int) -> float:
     return math.sqrt((2 * degree + 1) / (4 * math.pi) * ratio)
 
 
-def legendre(z: Tensor, count: int) -> Tensor:
-    """Y_l0(z) for l < count: (...) -> (..., count)."""
+def legendre(z: Tensor, count: int, dim: int = -1) -> Tensor:
+    """Y_l0(z) for l < count, l in a new axis ``dim``: (...) -> (..., count)."""
     values = [torch.ones_like(z), z]
     for l in range(2, count):
         values.append(((2 * l - 1) * z * values[-1] - (l - 1) * values[-2]) / l)
-    return torch.stack([v * _norm(l, 0) for l, v in enumerate(values[:count])], -1)
+    return torch.stack([v * _norm(l, 0) for l, v in enumerate(values[:count])], dim)
 
 
 def associated_legendre(z: Tensor, count: int) -> list[Tensor]:

@@ -55,11 +55,11 @@ def build_graph(data: Batch) -> Graph:
 
 
 def triplet_angles(graph: Graph, count: int) -> Tensor:
-    """Y_l0 of the angle between edges c -> a and b -> a, (N, K_c, K_b, count); 0 where b = c."""
+    """Y_l0 of the angle between edges c -> a and b -> a, (N, K_c count, K_b); 0 where b = c."""
     unit = graph.pad(graph.unit)  # (N, K, 3)
     cosine = torch.bmm(unit, unit.transpose(1, 2)).clamp(-1, 1)  # (N, K, K)
     other = 1 - torch.eye(graph.degree, dtype=unit.dtype, device=unit.device)
-    return legendre(cosine, count) * other[:, :, None]
+    return (legendre(cosine, count, dim=2) * other[:, None]).flatten(1, 2)
 
 
 @dataclass(frozen=True)

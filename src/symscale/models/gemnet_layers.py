@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from symscale.models.common import apply_function
+from symscale.models.common import apply_function, row_blocks
 from symscale.models.gemnet_graph import Graph, Quadruplets
 
 ACT = 1 / 0.6  # scaled SiLU keeps unit variance
@@ -72,28 +72,63 @@ class ScaleFactor(nn.Module):
         return out * self.value
 
 
-class ResidualStep(torch.autograd.Function):
-    """SiLU(W2 ACT SiLU(W1 scale v)) + scale / ACT * v: a residual layer's result divided by ACT / sqrt(2)."""
+class ResidualChain(torch.autograd.Function):
+    """x -> SiLU(W2 ACT SiLU(W1 scale x)) + scale / ACT * x for every pair (W1, W2) of ``weights``.
+
+    This is a residual layer's result divided by ACT / sqrt(2), which is the scale of its successor. Rows go through
+    the whole chain in blocks. Pre-activations are kept, the rest is computed again in the backward pass.
+    """
 
     @staticmethod
-    def forward(ctx, v, W1, W2, scale):
-        z1 = torch.mm(v, (W1 * scale).t())
-        a1 = F.silu(z1)
-        z2 = torch.mm(a1, (W2 * ACT).t())
-        ctx.save_for_backward(v, z1, a1, z2, W1, W2)
+    def forward(ctx, v, scale, *weights):
+        steps = _scaled(scale, weights)
+        z = v.new_empty(len(weights), *v.shape)
+        out = torch.empty_like(v)
+        for rows in row_blocks(v, v.shape[1]):
+            x = v[rows]
+            for k, (factor, W1, W2) in enumerate(steps):
+                z1, z2 = z[2 * k, rows], z[2 * k + 1, rows]
+                torch.mm(x, W1.t(), out=z1)
+                torch.mm(F.silu(z1), W2.t(), out=z2)
+                x = F.silu(z2).add_(x, alpha=factor)
+            out[rows] = x
+        ctx.save_for_backward(v, z, *weights)
         ctx.scale = scale
-        return F.silu(z2).add_(v, alpha=scale / ACT)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        v, z1, a1, z2, W1, W2 = ctx.saved_tensors
-        g2 = silu_backward(g, z2)
-        g_W2 = torch.mm(g2.t(), a1).mul_(ACT)
-        g1 = silu_backward(torch.mm(g2, W2 * ACT), z1)
-        g_W1 = torch.mm(g1.t(), v).mul_(ctx.scale)
-        g_v = torch.mm(g1, W1 * ctx.scale).add_(g, alpha=ctx.scale / ACT)
-        return g_v, g_W1, g_W2, None
+        v, z, *weights = ctx.saved_tensors
+        steps = _scaled(ctx.scale, weights)
+        g_v = torch.empty_like(v)
+        g_weights = [torch.zeros_like(W) for W in weights]
+        for rows in row_blocks(v, v.shape[1]):
+            inputs = [v[rows]]
+            for k, (factor, _, _) in enumerate(steps[:-1]):
+                inputs.append(F.silu(z[2 * k + 1, rows]).add_(inputs[-1], alpha=factor))
+            g_x = g[rows]
+            for k, (factor, W1, W2) in reversed(list(enumerate(steps))):
+                z1, z2 = z[2 * k, rows], z[2 * k + 1, rows]
+                g2 = silu_backward(g_x, z2)
+                g_weights[2 * k + 1].addmm_(g2.t(), F.silu(z1))
+                g1 = silu_backward(torch.mm(g2, W2), z1)
+                g_weights[2 * k].addmm_(g1.t(), inputs[k])
+                g_x = torch.addmm(g_x, g1, W1, beta=factor)
+            g_v[rows] = g_x
+        for k, (factor, _, _) in enumerate(steps):
+            g_weights[2 * k].mul_(factor * ACT)
+            g_weights[2 * k + 1].mul_(ACT)
+        return g_v, None, *g_weights
+
+
+def _scaled(scale: float, weights) -> list[tuple[float, Tensor, Tensor]]:
+    """Of every residual layer: scale / ACT of its input, and both matrices times the scales of theirs."""
+    steps = []
+    for W1, W2 in zip(weights[::2], weights[1::2], strict=True):
+        steps.append((scale / ACT, W1 * scale, W2 * ACT))
+        scale = ACT * HALF
+    return steps
 
 
 class Residuals(nn.Module):
@@ -105,9 +140,9 @@ class Residuals(nn.Module):
         self.second = nn.ModuleList(dense(width, width) for _ in range(count))
 
     def forward(self, v: Tensor, scale: float) -> Scaled:
-        for first, second in zip(self.first, self.second, strict=True):
-            v, scale = apply_function(ResidualStep, v, first.weight, second.weight, scale), ACT * HALF
-        return v, scale
+        layers = zip(self.first, self.second, strict=True)
+        weights = [layer.weight for pair in layers for layer in pair]
+        return apply_function(ResidualChain, v, scale, *weights), ACT * HALF
 
 
 def mean_of(a: Scaled, b: Scaled) -> Scaled:
@@ -120,16 +155,23 @@ class RadialProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, rad, W):
-        embedded = torch.mm(rad, W.t())
-        ctx.save_for_backward(x, rad, W, embedded)
-        return embedded * x
+        ctx.save_for_backward(x, rad, W)
+        out = torch.empty_like(x)
+        for rows in row_blocks(x, x.shape[1]):
+            torch.mm(rad[rows], W.t(), out=out[rows]).mul_(x[rows])
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x, rad, W, embedded = ctx.saved_tensors
-        g_embedded = g * x
-        return g * embedded, torch.mm(g_embedded, W), torch.mm(g_embedded.t(), rad)
+        x, rad, W = ctx.saved_tensors
+        g_x, g_rad, g_W = torch.empty_like(x), torch.empty_like(rad), torch.zeros_like(W)
+        for rows in row_blocks(x, x.shape[1]):
+            torch.mm(rad[rows], W.t(), out=g_x[rows]).mul_(g[rows])
+            g_embedded = g[rows] * x[rows]
+            torch.mm(g_embedded, W, out=g_rad[rows])
+            g_W.addmm_(g_embedded.t(), rad[rows])
+        return g_x, g_rad, g_W
 
 
 class RadialSum(torch.autograd.Function):
@@ -137,19 +179,25 @@ class RadialSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, rad, W, graph):
-        embedded = torch.mm(rad, W.t())
-        ctx.save_for_backward(x, rad, W, embedded)
+        ctx.save_for_backward(x, rad, W)
         ctx.graph = graph
-        return graph.sum_at(graph.dst, embedded * x)
+        out = x.new_zeros(graph.atoms, x.shape[1])
+        for rows in row_blocks(x, x.shape[1]):
+            out.index_add_(0, graph.dst[rows], torch.mm(rad[rows], W.t()).mul_(x[rows]))
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x, rad, W, embedded = ctx.saved_tensors
-        g = g.index_select(0, ctx.graph.dst)
-        g_x = embedded * g
-        g_embedded = g.mul_(x)
-        return g_x, torch.mm(g_embedded, W), torch.mm(g_embedded.t(), rad), None
+        x, rad, W = ctx.saved_tensors
+        g_x, g_rad, g_W = torch.empty_like(x), torch.empty_like(rad), torch.zeros_like(W)
+        for rows in row_blocks(x, x.shape[1]):
+            g_rows = g.index_select(0, ctx.graph.dst[rows])
+            torch.mm(rad[rows], W.t(), out=g_x[rows]).mul_(g_rows)
+            g_rows.mul_(x[rows])
+            torch.mm(g_rows, W, out=g_rad[rows])
+            g_W.addmm_(g_rows.t(), rad[rows])
+        return g_x, g_rad, g_W, None
 
 
 class AddAtoms(torch.autograd.Function):
@@ -169,24 +217,71 @@ class AddAtoms(torch.autograd.Function):
         return g, torch.cat(sums, 1), None, None
 
 
-class SiluSum(torch.autograd.Function):
-    """SiLU(first) + factor * (SiLU(a) + SiLU(b) + ...)."""
+class MessageIn(torch.autograd.Function):
+    """SiLU(W_down (SiLU(W x) * (rad W_rad^T))): (E, w) and (E, RBF) -> (E, size_in)."""
 
     @staticmethod
-    def forward(ctx, factor, first, *others):
-        ctx.save_for_backward(first, *others)
-        ctx.factor = factor
-        out = F.silu(first)
-        for z in others:
-            out.add_(F.silu(z), alpha=factor)
+    def forward(ctx, x, rad, W, W_rad, W_down):
+        z1, z2 = torch.empty_like(x), x.new_empty(x.shape[0], W_down.shape[0])
+        out = torch.empty_like(z2)
+        for rows in row_blocks(x, x.shape[1]):
+            torch.mm(x[rows], W.t(), out=z1[rows])
+            y = F.silu(z1[rows]).mul_(torch.mm(rad[rows], W_rad.t()))
+            out[rows] = F.silu(torch.mm(y, W_down.t(), out=z2[rows]))
+        ctx.save_for_backward(x, rad, W, W_rad, W_down, z1, z2)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        first, *others = ctx.saved_tensors
-        scaled = g * ctx.factor
-        return None, silu_backward(g, first), *(silu_backward(scaled, z) for z in others)
+        x, rad, W, W_rad, W_down, z1, z2 = ctx.saved_tensors
+        g_x, g_rad = torch.empty_like(x), torch.empty_like(rad)
+        g_W, g_W_rad, g_W_down = (torch.zeros_like(weight) for weight in (W, W_rad, W_down))
+        for rows in row_blocks(x, x.shape[1]):
+            a, embedded = F.silu(z1[rows]), torch.mm(rad[rows], W_rad.t())
+            g2 = silu_backward(g[rows], z2[rows])
+            g_W_down.addmm_(g2.t(), a * embedded)
+            g_y = torch.mm(g2, W_down)
+            g1 = silu_backward(embedded.mul_(g_y), z1[rows])
+            g_embedded = g_y.mul_(a)
+            torch.mm(g_embedded, W_rad, out=g_rad[rows])
+            g_W_rad.addmm_(g_embedded.t(), rad[rows])
+            torch.mm(g1, W, out=g_x[rows])
+            g_W.addmm_(g1.t(), x[rows])
+        return g_x, g_rad, g_W, g_W_rad, g_W_down
+
+
+class MessageOut(torch.autograd.Function):
+    """SiLU(x W^T) + factor * sum of SiLU(y U^T) over the pairs (y, U) of ``others``: (E, w)."""
+
+    @staticmethod
+    def forward(ctx, factor, x, W, *others):
+        pairs = [(x, W), *zip(others[::2], others[1::2], strict=True)]
+        z = x.new_empty(len(pairs), x.shape[0], W.shape[0])
+        out = z.new_empty(z.shape[1:])
+        for rows in row_blocks(x, W.shape[0]):
+            for k, (y, U) in enumerate(pairs):
+                torch.mm(y[rows], U.t(), out=z[k, rows])
+            total = F.silu(z[0, rows])
+            for k in range(1, len(pairs)):
+                total.add_(F.silu(z[k, rows]), alpha=factor)
+            out[rows] = total
+        ctx.save_for_backward(z, x, W, *others)
+        ctx.factor = factor
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        z, *tensors = ctx.saved_tensors
+        pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
+        found = [(torch.empty_like(y), torch.zeros_like(U)) for y, U in pairs]
+        for rows in row_blocks(g, g.shape[1]):
+            scaled = g[rows] * ctx.factor
+            for k, ((y, U), (g_y, g_U)) in enumerate(zip(pairs, found, strict=True)):
+                g_z = silu_backward(scaled if k else g[rows], z[k, rows])
+                torch.mm(g_z, U, out=g_y[rows])
+                g_U.addmm_(g_z.t(), y[rows])
+        return None, *(t for pair in found for t in pair)
 
 
 class EdgeEmbedding(nn.Module):
@@ -203,12 +298,47 @@ class EdgeEmbedding(nn.Module):
         return F.silu(apply_function(AddAtoms, F.linear(m[0], W_m * m[1]), nodes, graph.src, graph.dst)), ACT
 
 
+class TripletSum(torch.autograd.Function):
+    """sum over b, i, j, l of W_oij R_il(c) Y_l(c, b) x_j(b): (E, size_in) -> (E, size_out).
+
+    The sum over b comes first, for all edges c of an atom in one product. What follows is done for blocks of edges:
+    of the (size_cbf, size_in) products of an edge only the sums over b are kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, x, radial, angles, W, graph):
+        shape = x.shape[0], radial.shape[2], x.shape[1]  # E, count, size_in
+        sums = torch.bmm(angles, graph.pad(x)).view(-1, shape[1] * shape[2])  # (N K_c, count size_in)
+        sums = sums.index_select(0, graph.slot).view(shape)
+        out = x.new_empty(shape[0], W.shape[0])
+        for rows in row_blocks(x, W.shape[1] // 4):
+            torch.mm(torch.bmm(radial[rows], sums[rows]).flatten(1), W.t(), out=out[rows])
+        ctx.save_for_backward(x, radial, angles, W, sums)
+        ctx.graph = graph
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        x, radial, angles, W, sums = ctx.saved_tensors
+        graph: Graph = ctx.graph
+        g_radial, g_sums, g_W = torch.empty_like(radial), torch.empty_like(sums), torch.zeros_like(W)
+        for rows in row_blocks(x, W.shape[1] // 4):
+            product = torch.bmm(radial[rows], sums[rows])  # (rows, size_cbf, size_in)
+            g_W.addmm_(g[rows].t(), product.flatten(1))
+            torch.mm(g[rows], W, out=product.flatten(1))
+            torch.bmm(radial[rows].transpose(1, 2), product, out=g_sums[rows])
+            torch.bmm(product, sums[rows].transpose(1, 2), out=g_radial[rows])
+        g_sums = graph.pad(g_sums.flatten(1)).view(*angles.shape[:2], x.shape[1])  # (N, K_c count, size_in)
+        g_x = torch.bmm(angles.transpose(1, 2), g_sums).flatten(0, 1).index_select(0, graph.slot)
+        g_angles = torch.bmm(g_sums, graph.pad(x).transpose(1, 2)) if ctx.needs_input_grad[2] else None
+        return g_x, g_radial, g_angles, g_W, None
+
+
 class Triplets(nn.Module):
     """Messages b -> a into c -> a, over pairs of edges with a common target (GemNet-OC, triplet interaction)."""
 
     def __init__(self, width: int, size_in: int, size_out: int, size_rbf: int, size_cbf: int):
         super().__init__()
-        self.sizes = size_out, size_cbf, size_in
         self.dense = dense(width, width)
         self.radial = dense(size_rbf, width)
         self.scale_radial = ScaleFactor()
@@ -218,30 +348,28 @@ class Triplets(nn.Module):
         self.up = dense(size_out, width)
         self.up_reverse = dense(size_out, width)
 
-    def forward(self, m: Scaled, rad: Tensor, angular: Tensor, graph: Graph) -> list[Tensor]:
-        """Pre-activations (E, w) for an edge and from its reverse.
+    def forward(self, m: Scaled, rad: Tensor, radial: Tensor, angles: Tensor, graph: Graph) -> list[Tensor]:
+        """Rows and weights, two pairs, of the pre-activations (E, w) for an edge and from its reverse.
 
-        ``angular`` (N, K_c, K_b i) holds sum_l R_il(c) Y_l(c, b), the radial and angular basis in one, which all
-        layers share. The bilinear weights act before the sum over b: then no (E, i, size_in) tensor is formed.
+        ``radial`` (E, size_cbf, count) is R_il(c), ``angles`` (N, K_c count, K_b) is Y_l(c, b).
         """
-        n, k = graph.atoms, graph.degree
-        size_out, size_cbf, size_in = self.sizes
-        x = F.silu(F.linear(m[0], self.dense.weight * m[1]))
-        y = apply_function(RadialProduct, x, rad, self.radial.weight * (ACT * self.scale_radial.value))
-        y = self.scale_radial.fit(y, x * ACT)
-        x = F.silu(F.linear(y, self.down.weight))  # (E, size_in)
-        weight = self.bilinear.weight.view(size_out, size_cbf, size_in).permute(2, 1, 0).flatten(1)
-        padded = graph.pad(x).view(n * k, size_in)
-        values = torch.mm(padded, weight * (ACT * self.scale_sum.value))  # (N K, i size_out)
-        x_sum = torch.bmm(angular, values.view(n, k * size_cbf, size_out)).view(n * k, size_out)
+        x = message_in(self, m, rad)  # (E, size_in)
+        weight = self.bilinear.weight * (ACT * self.scale_sum.value)
+        out = apply_function(TripletSum, x, radial, angles, weight, graph)  # (E, size_out)
         if self.scale_sum.fitting:
             degree = graph.sum_at(graph.dst, torch.ones_like(x[:, :1]))[:, 0].index_select(0, graph.dst)
-            rows = x_sum.index_select(0, graph.slot)
-            self.scale_sum.fit(rows, x * ACT, degree - 1)
-            x_sum = x_sum * self.scale_sum.value
-        out = x_sum.index_select(0, graph.slot)
-        reverse = x_sum.index_select(0, graph.slot.index_select(0, graph.swap))
-        return [F.linear(out, self.up.weight), F.linear(reverse, self.up_reverse.weight)]
+            out = self.scale_sum.fit(out, x * ACT, degree - 1)
+        return [out, self.up.weight, out.index_select(0, graph.swap), self.up_reverse.weight]
+
+
+def message_in(block: Triplets | QuadrupletMessages, m: Scaled, rad: Tensor) -> Tensor:
+    """What an edge sends, (E, size_in), to be multiplied by ACT."""
+    first, scale = block.dense.weight * m[1], block.scale_radial
+    if scale.fitting:
+        x = F.silu(F.linear(m[0], first)) * ACT
+        scale.fit(x * F.linear(rad, block.radial.weight), x)
+    weights = first, block.radial.weight * (ACT * scale.value), block.down.weight
+    return apply_function(MessageIn, m[0], rad, *weights)
 
 
 def quadruplet_sum(x: Tensor, polar: list[Tensor], dihedral: list[Tensor]) -> Tensor:
@@ -302,17 +430,14 @@ class QuadrupletMessages(nn.Module):
     def forward(
         self, m: Scaled, rad: Tensor, inner: Tensor, outer: Tensor, quads: Quadruplets, graph: Graph
     ) -> list[Tensor]:
-        """Pre-activations (E, w) for an edge and from its reverse.
+        """Rows and weights, two pairs, of the pre-activations (E, w) for an edge and from its reverse.
 
         ``inner`` (N Q K_d, size_cbf) is the basis of d -> b -> a, ``outer`` (N K_c, size_sbf, count^2) the
         radial part of that of c -> a.
         """
         n, k, q = graph.atoms, graph.degree, quads.row.shape[1]
         _, size_sbf, size_in = self.sizes
-        x = F.silu(F.linear(m[0], self.dense.weight * m[1]))
-        y = apply_function(RadialProduct, x, rad, self.radial.weight * (ACT * self.scale_radial.value))
-        y = self.scale_radial.fit(y, x * ACT)
-        x = F.silu(F.linear(y, self.down.weight))  # (E, size_in)
+        x = message_in(self, m, rad)  # (E, size_in)
         rows = graph.pad(x).index_select(0, quads.row.flatten()).view(n * q * k, size_in)
         y = apply_function(
             RadialProduct, rows, inner, self.circular.weight * (ACT * self.scale_circular.value)
@@ -340,5 +465,4 @@ class QuadrupletMessages(nn.Module):
             )
             x_sum = x_sum * self.scale_sum.value
         out = x_sum.index_select(0, graph.slot)
-        reverse = x_sum.index_select(0, graph.slot.index_select(0, graph.swap))
-        return [F.linear(out, self.up.weight), F.linear(reverse, self.up_reverse.weight)]
+        return [out, self.up.weight, out.index_select(0, graph.swap), self.up_reverse.weight]
