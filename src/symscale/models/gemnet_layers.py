@@ -80,6 +80,12 @@ class ResidualChain(torch.autograd.Function):
     """
 
     @staticmethod
+    def plain(v, scale, *weights):
+        for factor, W1, W2 in _scaled(scale, weights):
+            v = F.silu(F.silu(v @ W1.t()) @ W2.t()) + factor * v
+        return v
+
+    @staticmethod
     def forward(ctx, v, scale, *weights):
         steps = _scaled(scale, weights)
         z = v.new_empty(len(weights), *v.shape)
@@ -154,6 +160,10 @@ class RadialProduct(torch.autograd.Function):
     """x * (rad W^T): (E, w)."""
 
     @staticmethod
+    def plain(x, rad, W):
+        return x * (rad @ W.t())
+
+    @staticmethod
     def forward(ctx, x, rad, W):
         ctx.save_for_backward(x, rad, W)
         out = torch.empty_like(x)
@@ -176,6 +186,10 @@ class RadialProduct(torch.autograd.Function):
 
 class RadialSum(torch.autograd.Function):
     """Sum over the edges into each atom of x * (rad W^T): (N, w)."""
+
+    @staticmethod
+    def plain(x, rad, W, graph):
+        return graph.sum_at(graph.dst, x * (rad @ W.t()))
 
     @staticmethod
     def forward(ctx, x, rad, W, graph):
@@ -221,6 +235,10 @@ class MessageIn(torch.autograd.Function):
     """SiLU(W_down (SiLU(W x) * (rad W_rad^T))): (E, w) and (E, RBF) -> (E, size_in)."""
 
     @staticmethod
+    def plain(x, rad, W, W_rad, W_down):
+        return F.silu((F.silu(x @ W.t()) * (rad @ W_rad.t())) @ W_down.t())
+
+    @staticmethod
     def forward(ctx, x, rad, W, W_rad, W_down):
         z1, z2 = torch.empty_like(x), x.new_empty(x.shape[0], W_down.shape[0])
         out = torch.empty_like(z2)
@@ -255,6 +273,11 @@ class MessageOut(torch.autograd.Function):
     """SiLU(x W^T) + factor * sum of SiLU(y U^T) over the pairs (y, U) of ``others``: (E, w)."""
 
     @staticmethod
+    def plain(factor, x, W, *others):
+        terms = [F.silu(y @ U.t()) for y, U in zip(others[::2], others[1::2], strict=True)]
+        return F.silu(x @ W.t()) + factor * sum(terms)
+
+    @staticmethod
     def forward(ctx, factor, x, W, *others):
         pairs = [(x, W), *zip(others[::2], others[1::2], strict=True)]
         z = x.new_empty(len(pairs), x.shape[0], W.shape[0])
@@ -271,6 +294,7 @@ class MessageOut(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         z, *tensors = ctx.saved_tensors
         pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
@@ -306,6 +330,13 @@ class TripletSum(torch.autograd.Function):
     """
 
     @staticmethod
+    def plain(x, radial, angles, W, graph):
+        shape = x.shape[0], radial.shape[2], x.shape[1]  # E, count, size_in
+        sums = torch.bmm(angles, graph.pad(x)).view(-1, shape[1] * shape[2])
+        sums = sums.index_select(0, graph.slot).view(shape)
+        return torch.bmm(radial, sums).flatten(1) @ W.t()
+
+    @staticmethod
     def forward(ctx, x, radial, angles, W, graph):
         shape = x.shape[0], radial.shape[2], x.shape[1]  # E, count, size_in
         sums = torch.bmm(angles, graph.pad(x)).view(-1, shape[1] * shape[2])  # (N K_c, count size_in)
@@ -318,6 +349,7 @@ class TripletSum(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g):
         x, radial, angles, W, sums = ctx.saved_tensors
         graph: Graph = ctx.graph
