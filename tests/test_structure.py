@@ -1,6 +1,7 @@
 """Imports point one way; names that the command line promises exist."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,20 @@ def test_every_command_has_its_module_and_no_module_is_forgotten():
     """COMMANDS and the files of symscale/commands agree."""
     files = {f.stem for f in (SRC / "commands").glob("*.py")} - {"__init__"}
     assert files == {name.replace("-", "_") for name in COMMANDS}
+
+
+def test_documented_snakemake_commands_name_their_target_before_the_config():
+    """`snakemake --configfile C all` takes `all` for a second config file: the option eats what follows it."""
+    root = SRC.parents[1]
+    texts = [
+        root / "README.md",
+        root / "Makefile",
+        *(root / "docs").glob("*.md"),
+        *(root / "config").glob("*.yaml"),
+    ]
+    commands = [c for t in texts for c in re.findall(r"snakemake [^`\n]*--configfile[^`\n]*", t.read_text())]
+    assert len(commands) > 5
+    assert [c for c in commands if re.search(r"--configfile[ =]\S+ +[a-z/]", c)] == []
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -50,7 +50,7 @@ def truths(truth):
 def coverage(truth, n_sweeps, n_bootstrap, **how):
     """Share of sweeps whose reported 95 % interval ('run') and the published kind ('point') hold the truth."""
     right = truths(truth)
-    hits = {kind: dict.fromkeys(right, 0) for kind in ("run", "point")}
+    hits: dict[str, dict] = {"run": {}, "point": {}}
     for seed in range(n_sweeps):
         a = analysed(truth, seed, n_bootstrap, **how)
         found = {name: a.records[0].params[name] for name in ("alpha", "beta")}
@@ -58,8 +58,8 @@ def coverage(truth, n_sweeps, n_bootstrap, **how):
         if len(a.records) > 2:
             found["frontier"] = a.records[2].params["gamma"]
         for name, (_, low, high, point_low, point_high) in found.items():
-            hits["run"][name] += low <= right[name] <= high
-            hits["point"][name] += point_low <= right[name] <= point_high
+            for kind, lo, hi in (("run", low, high), ("point", point_low, point_high)):
+                hits[kind][name] = hits[kind].get(name, 0) + (lo <= right[name] <= hi)
     return {kind: {name: count / n_sweeps for name, count in h.items()} for kind, h in hits.items()}
 
 
