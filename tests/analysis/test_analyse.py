@@ -141,6 +141,8 @@ def test_allocation_of_a_budget_and_crossings(whole, tmp_path_factory, capsys):
     row = next(r for r in out["allocations"] if r["group"] == "esen" and r["budget"] == 100)
     assert 3 * 78.8 * row["N"] * row["D"] / 1e15 == pytest.approx(100)
     assert row["loss_lo"] < 0.669 * 100**-0.392 * 1.03 and row["loss_hi"] > 0.669 * 100**-0.392 * 0.97
+    told = {r["group"]: any("7 runs only" in w for w in r["words"]) for r in out["allocations"]}
+    assert told == {"egnn": False, "esen": True, "gemnet": False, "mpnn": False}
     assert any("extrapolated" in w for r in out["allocations"] if r["budget"] == 1e5 for w in r["words"])
     cross = next(c for c in out["crossings"] if {c["first"], c["second"]} == {"esen", "mpnn"})
     truth = (0.934 / 0.669) ** (1 / (0.1462 - 0.3918))

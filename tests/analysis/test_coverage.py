@@ -8,7 +8,7 @@ import pytest
 from symscale.analysis import intervals as iv
 from symscale.analysis import paper
 from symscale.analysis.closed import Allocation, fit_cost
-from symscale.analysis.compare import exponents, parallel_shift
+from symscale.analysis.compare import exponents, irreducible, parallel_shift
 from symscale.analysis.frontier import extract, fit_frontier
 from symscale.analysis.points import after_burn_in, at_fractions, canonical
 from symscale.analysis.records import Options, analyse_closed, analyse_frontier, analyse_sum
@@ -111,6 +111,16 @@ def test_jackknife_of_few_runs_covers(linf, count):
     found = coverage(truth, 100, 20, linf=linf, frontier=False)["run"]
     print(linf, count, found)
     assert found["alpha"] >= 0.88 and found["beta"] >= 0.88, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["mpnn", "esen"])
+def test_the_test_of_l_inf_keeps_its_size(arch):
+    """Of 60 sweeps without an irreducible loss at most six are said to have one (nominal 5 %)."""
+    sweeps = (analysed(paper_truth(arch), 20_000 + k, 10, frontier=False) for k in range(60))
+    rejected = sum(irreducible(a, Options(seed=k), draws=199).p < 0.05 for k, a in enumerate(sweeps))
+    print(arch, rejected / 60)
+    assert rejected <= 6
 
 
 def test_run_intervals_cover_and_point_intervals_do_not():

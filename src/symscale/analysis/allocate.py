@@ -58,8 +58,11 @@ def allocate(results: dict, groups: dict[str, Allocation], x: str, budget: float
         for key, values in spread.items():
             row[f"{key}_lo"], row[f"{key}_hi"] = iv.percentile(values)
         words = outside(results["points"], group, x, budget, n, d)
+        runs = next(len(f["cells"]) for f in results["document"]["fits"] if f["name"] == f"sum:{group}")
         if not draws:
             words.append("too few runs for an interval")
+        elif runs < iv.FEW_RUNS:
+            words.append(f"{runs} runs only: bootstrap intervals, indicative")
         out.append(row | {"words": words})
     return out
 
