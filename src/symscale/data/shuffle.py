@@ -19,7 +19,7 @@ from symscale.data.reference import ELEMENTS
 from symscale.data.split import DROPPED, TRAIN, VAL
 from symscale.errors import UserError
 
-BUCKET_BYTES = 128 * 2**20  # sorted at a time; about as much is held in memory
+BUCKET_BYTES = 128 * 2**20  # sorted at a time; less than twice this is held in memory
 WRITE_ROWS = 10_000
 SAMPLE_BYTES, ATOM_BYTES = 24, 25  # of a pack
 
