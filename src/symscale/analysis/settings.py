@@ -24,6 +24,7 @@ from symscale.analysis.asking import (
 )
 
 LATE = 0.3  # of a run: from here on its slope is its late one
+STOPPED = -0.01  # change of the loss by twice the data that is next to nothing
 
 
 def grid(q: Question) -> Answer:
@@ -147,11 +148,15 @@ def learning(q: Question) -> Answer:
         fall = float(np.exp(np.log(found["final"] / found["first"]).mean()))
         numbers[f"fall:{group}"] = (fall, NAN, NAN)
         best = found.loc[found["final"].idxmin()]
-        still = "it still learns" if value[2] < 0 else "no learning is told from the noise there"
+        doubling = tuple(np.log(2) * v for v in value)
+        if value[2] >= 0:
+            still = ": no learning is told from the noise there"
+        else:
+            still = ": it has all but stopped learning" if np.expm1(doubling[0]) > STOPPED else ""
         sentences.append(
-            f"{group}: over the last {1 - LATE:.0%} of a run log L goes with log D at {bounds(value, sign='+')} "
-            f"({len(found)} sizes): {still}; a run ends at {fall:.2f} of the loss of its first validation, the best "
-            f"at {best['final']:.4g}"
+            f"{group}: over the last {1 - LATE:.0%} of a run, twice the data changes the loss by {percent(doubling)} "
+            f"({len(found)} size{'s' if len(found) > 1 else ''}){still}; a run ends at {fall:.2f} of the loss of its "
+            f"first validation, the best at {best['final']:.4g}"
         )
     for first, second in combinations(sorted(slopes), 2):
         a, b = slopes[first], slopes[second]
@@ -187,6 +192,9 @@ def kappa(q: Question) -> Answer:
         mean = tuple(float(np.exp(v)) for v in mean_interval(by_size))
         drift = slope_interval(np.log(by_size.index.to_numpy(float)), by_size)
         numbers[f"kappa:{arch}"], numbers[f"drift_N:{arch}"] = mean, drift
+        if len(by_size) < 2:
+            sentences.append(f"{arch}: kappa = {mean[0]:.2f} at one size, which says nothing about a drift")
+            continue
         sentence = f"{arch}: kappa = {bounds(mean, 2)} over {len(by_size)} sizes, going with N as "
         sentence += f"N^{bounds(drift, sign='+')}"
         slopes = [slope_interval(np.log(r["atoms"]), np.log(r["kappa"]))[0] for _, r in rows.groupby("cell")]
