@@ -171,25 +171,21 @@ def group_average(q: Question) -> Answer:
         except UserError as error:
             words.append(f"{group}: eq. (24) not fitted: {error}")
             continue
-        few = (
-            rows["N"].nunique() < MIN_SIZES
-        )  # resamples of three distinct sizes out of three or four hardly differ
-
-        def shown(value):
-            return (value[0], NAN, NAN) if few else value
-
-        for m, value in fits.alpha.items():
-            numbers[f"alpha:M={m}:{group}"] = shown(value)
-        change, shift = shown(fits.slope_change), shown(fits.shift)
-        numbers[f"slope_change:{group}"], numbers[f"shift:{group}"] = change, shift
+        few = rows["N"].nunique() < MIN_SIZES  # resamples of three sizes out of three or four hardly differ
+        values = {f"alpha:M={m}": fits.alpha[m] for m in (0, most)}
+        values |= {"slope_change": fits.slope_change, "shift": fits.shift}
+        if few:
+            values = {name: (v[0], NAN, NAN) for name, v in values.items()}
+        numbers |= {f"{name}:{group}": v for name, v in values.items()}
+        without, averaged, change, shift = values.values()
         if few:
             verdict = "of too few sizes to tell them apart"
         else:
             verdict = "the same within the noise" if change[1] <= 0 <= change[2] else "another exponent"
         sentences.append(
-            f"{group}: L - L_D = A N^-alpha with L_D = {limit:.3g} has alpha {bounds(shown(fits.alpha[0]))} without and "
-            f"{bounds(shown(fits.alpha[most]))} with {most} rotations, {verdict} (change {bounds(change, sign='+')}); "
-            f"it lies {bounds(shift, sign='+')} in log10"
+            f"{group}: L - L_D = A N^-alpha with L_D = {limit:.3g} has alpha {bounds(without)} without and "
+            f"{bounds(averaged)} with {most} rotations, {verdict} (change {bounds(change, sign='+')}); it lies "
+            f"{bounds(shift, sign='+')} in log10"
         )
         words += [f"{group}: {word}" for word in fits.words]
     return Answer(q.study, "group_average", table, numbers, tuple(sentences), tuple(words))
