@@ -117,6 +117,11 @@ def percent(values: tuple[float, float, float]) -> str:
     return f"{shown} [{low:+.1%}, {high:+.1%}]" if np.isfinite(low + high) else shown
 
 
+def counted(n: int, noun: str) -> str:
+    """'1 width', '5 widths'."""
+    return f"{int(n)} {noun}{'' if n == 1 else 's'}"
+
+
 def setting(value) -> str:
     return (
         f"{value:g}"

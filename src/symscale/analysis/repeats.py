@@ -14,6 +14,7 @@ from symscale.analysis.asking import (
     NAN,
     Answer,
     Question,
+    counted,
     finals,
     least_difference,
     mean_interval,
@@ -187,7 +188,7 @@ def epochs(q: Question) -> Answer:
         sentence = (
             f"{group}: after {end['epoch']:.3g} epochs the loss is {percent(final)} from that of fresh data "
         )
-        sentence += f"at the same D ({int(end['runs'])} widths)"
+        sentence += f"at the same D ({counted(end['runs'], 'width')})"
         if np.isfinite(at):
             sentence += (
                 f"; it stays above fresh data by more than the noise of {margin:.1%} from epoch {at:.2g} on"
@@ -205,7 +206,7 @@ def epochs(q: Question) -> Answer:
                 sentence += f" (fresh data over the same D: {np.expm1(law[1]):+.1%})"
         sentences.append(sentence)
         if end["runs"] < 3:
-            words.append(f"{group}: {int(end['runs'])} widths only: the intervals are indicative")
+            words.append(f"{group}: {counted(end['runs'], 'width')} only: the intervals are indicative")
     sentences += _augmented(table, broken, numbers)
     for first, second in combinations(sorted(broken), 2):
         a, b = q.analyses.get(first), q.analyses.get(second)

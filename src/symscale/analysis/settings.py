@@ -13,6 +13,7 @@ from symscale.analysis.asking import (
     Answer,
     Question,
     bounds,
+    counted,
     finals,
     least_difference,
     mean_interval,
@@ -155,7 +156,7 @@ def learning(q: Question) -> Answer:
             still = ": it has all but stopped learning" if np.expm1(doubling[0]) > STOPPED else ""
         sentences.append(
             f"{group}: over the last {1 - LATE:.0%} of a run, twice the data changes the loss by {percent(doubling)} "
-            f"({len(found)} size{'s' if len(found) > 1 else ''}){still}; a run ends at {fall:.2f} of the loss of its "
+            f"({counted(len(found), 'size')}){still}; a run ends at {fall:.2f} of the loss of its "
             f"first validation, the best at {best['final']:.4g}"
         )
     for first, second in combinations(sorted(slopes), 2):

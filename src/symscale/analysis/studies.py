@@ -27,6 +27,7 @@ from symscale.analysis.asking import (
     Answer,
     Question,
     bounds,
+    counted,
     finals,
     mean_interval,
     percent,
@@ -79,7 +80,7 @@ def exponents(q: Question) -> Answer:
         tail = f", a ratio that goes with N as N^{bounds(trend, sign='+')}" if np.isfinite(trend[1]) else ""
         sentences.append(
             f"at equal width {row['second']} ends {percent(change)} in loss from {row['first']} "
-            f"({row['n']} widths), at {row['compute']:.3g} times the training FLOPs{tail}"
+            f"({counted(row['n'], 'width')}), at {row['compute']:.3g} times the training FLOPs{tail}"
         )
     words = [] if sentences else ["no law could be fitted: it needs ladders of at least two sizes"]
     return Answer(q.study, "exponents", pd.DataFrame(rows), numbers, tuple(sentences), tuple(words))
