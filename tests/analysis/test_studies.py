@@ -118,6 +118,7 @@ def test_saturation_is_found_where_it_was_put(loss, lowest, saturated, says):
     found = settings.sweep(question(runs, runs + noise, over=("depth",)))
     assert found.numbers["lowest:egnn"][0] == lowest and found.numbers["saturated:egnn"][0] == saturated
     assert says in found.sentences[0]
+    assert "the width differs" in " ".join(found.words)  # 63 to 48
 
 
 def test_vector_channels_of_nought_are_read_as_the_model_does():

@@ -119,6 +119,12 @@ def sweep(q: Question) -> Answer:
         sentence += f" (N {rows['N'].min():,.0f} to {rows['N'].max():,.0f})"
         if spread > 1.15:
             words.append(f"{arch}: N differs {spread:.2f}-fold along {name}, which is part of the change")
+        widths = float(rows["width"].max() / rows["width"].min())
+        if widths > 1.15:
+            words.append(
+                f"{arch}: the width differs {widths:.2f}-fold along {name}, and so does the learning rate that goes as "
+                "1/w: a short run may prefer the faster one"
+            )
         sentences.append(sentence)
     if not run_noise(q.sweep)[1]:
         words.append("no replicate seeds in this sweep: 2 % stands for the noise between runs")
