@@ -118,6 +118,7 @@ def test_saturation_is_found_where_it_was_put(loss, lowest, saturated, says):
     found = settings.sweep(question(runs, runs + noise, over=("depth",)))
     assert found.numbers["lowest:egnn"][0] == lowest and found.numbers["saturated:egnn"][0] == saturated
     assert says in found.sentences[0]
+    assert "the width differs" in " ".join(found.words)  # 63 to 48
 
 
 def test_vector_channels_of_nought_are_read_as_the_model_does():
@@ -155,7 +156,11 @@ def test_seeds_give_back_their_spread():
         inside.append(low <= 0.03 <= high)
         values.append(value)
     assert np.mean(inside) >= 0.85 and np.mean(values) == pytest.approx(0.03, rel=0.15)
-    assert run_noise(pd.concat(runs), "egnn")[1] == 6  # pooled over architectures where one has no replicates
+    assert (
+        run_noise(pd.concat(runs), "egnn")[1] == 6
+    )  # pooled over architectures where one has too few replicates
+    few = pd.concat([*runs, *seeds("egnn_w8", 0.03, 2, rng, width=8)])
+    assert run_noise(few, "egnn")[1] == run_noise(few)[1] == 7 and run_noise(few, "mpnn")[1] == 6
     assert repeats.replicates(question([run("mpnn_w16")])).words == ("no two runs of one size",)
 
 
@@ -271,6 +276,23 @@ def test_averaging_saturates_where_it_was_told_to_and_keeps_the_exponent():
     assert nothing.numbers["gain:mpnn"][0] == pytest.approx(0) and nothing.numbers["shift:mpnn"][
         0
     ] == pytest.approx(0)
+
+
+def test_averaging_of_three_sizes_claims_no_difference():
+    """Resamples of three sizes out of three are all alike: an interval of them would be of no width."""
+    asked = averaging_question(0.2)
+    few = asked.averaging[asked.averaging["N"] > 1e5]
+    found = studies.group_average(Question(**vars(asked) | {"averaging": few}))
+    assert np.isnan(found.numbers["slope_change:mpnn"][1]) and "too few sizes" in " ".join(found.sentences)
+
+
+def test_epochs_beyond_the_fresh_data_are_left_out_in_words():
+    """8 epochs of a quarter see twice what there is."""
+    one = [run(f"mpnn_w{w}", width=w, epochs=1) for w in (16, 32)]
+    many = [run(f"mpnn_w{w}_d25_e8", width=w, share=0.25, epochs=8) for w in (16, 32)]
+    found = repeats.epochs(question(many, one + many))
+    assert found.table["epoch"].max() <= 4 * 1.02
+    assert any("no fresh data at the D of" in w for w in found.words)
 
 
 def test_a_change_at_equal_width_is_measured_pair_by_pair():

@@ -13,6 +13,7 @@ from symscale.analysis.records import Options
 from symscale.analysis.sweep import GroupAnalysis
 
 NAN = float("nan")
+MIN_DF = 3  # replicates that an architecture needs for a noise of its own: t of 1 or 2 degrees of freedom hides all
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,25 @@ def slope_interval(x, y) -> tuple[float, float, float]:
     return (slope, *iv.student(slope, error, len(x) - 2))
 
 
+def number(points: pd.DataFrame, field: str) -> pd.Series:
+    """A field that the points table has only where cells differ in it; else 1, as it is for shares and epochs."""
+    return points[field].astype(float) if field in points else pd.Series(1.0, points.index)
+
+
 def run_noise(points: pd.DataFrame, arch: str | None = None) -> tuple[float, int]:
-    """Standard deviation of the final log L between runs that differ by their seed alone, and its degrees of freedom;
-    of one architecture, or pooled over all where that has no replicates. (nan, 0) without any."""
-    last = finals(points).drop_duplicates(["group", "width", "seed"])
+    """Standard deviation of the final log L between runs on all of the data that differ by their seed alone, and its
+    degrees of freedom: of one architecture, or of all where that has fewer than MIN_DF. (nan, 0) without any."""
+    whole = points[number(points, "data_fraction") == 1]  # runs on little data scatter more
+    last = finals(whole).drop_duplicates(["group", "width", "seed"])
     squares, df = 0.0, 0
     for _, runs in (last if arch is None else last[last["arch"] == arch]).groupby(["group", "width"]):
         if len(runs) > 1:
             squares += float(((runs["log"] - runs["log"].mean()) ** 2).sum())
             df += len(runs) - 1
+    if arch is not None and df < MIN_DF:
+        return run_noise(points)
     if not df:
-        return (NAN, 0) if arch is None else run_noise(points)
+        return NAN, 0
     return float(np.sqrt(squares / df)), df
 
 
@@ -106,6 +115,11 @@ def percent(values: tuple[float, float, float]) -> str:
     value, low, high = (float(np.expm1(v)) for v in values)
     shown = f"{value:+.1%}"
     return f"{shown} [{low:+.1%}, {high:+.1%}]" if np.isfinite(low + high) else shown
+
+
+def counted(n: int, noun: str) -> str:
+    """'1 width', '5 widths'."""
+    return f"{int(n)} {noun}{'' if n == 1 else 's'}"
 
 
 def setting(value) -> str:

@@ -14,9 +14,11 @@ from symscale.analysis.asking import (
     NAN,
     Answer,
     Question,
+    counted,
     finals,
     least_difference,
     mean_interval,
+    number,
     percent,
     run_noise,
 )
@@ -24,9 +26,7 @@ from symscale.analysis.frontier import extract, fit_frontier
 from symscale.analysis.sweep import GroupAnalysis
 from symscale.errors import UserError
 
-EARLY = (
-    4.0  # epochs of an early law; repeats are said to be worth fresh data up to about here (Muennighoff 2023)
-)
+EARLY = 4.0  # epochs of an early law: up to about here repeats are said to be worth fresh data (2305.16264)
 
 
 def fractions(q: Question) -> Answer:
@@ -82,11 +82,6 @@ def fractions(q: Question) -> Answer:
             f"{np.expm1(changes[worst]):+.1%}"
         )
     return Answer(q.study, "fractions", pd.DataFrame(rows), numbers, tuple(sentences), tuple(words))
-
-
-def number(points: pd.DataFrame, field: str) -> pd.Series:
-    """A field that the points table has only where cells differ in it; else 1, as it is for shares and epochs."""
-    return points[field].astype(float) if field in points else pd.Series(1.0, points.index)
 
 
 def log_loss_at(rows: pd.DataFrame, *, fraction: float | None = None, atoms: float | None = None) -> float:
@@ -174,6 +169,12 @@ def epochs(q: Question) -> Answer:
             (),
             ("no runs of several epochs with a one-epoch run of their width",),
         )
+    beyond = table["excess"].isna()
+    for group, rows in table[beyond].groupby("group"):
+        words.append(
+            f"{group}: no fresh data at the D of {len(rows)} rows from epoch {rows['epoch'].min():.3g} on"
+        )
+    table = table[~beyond].reset_index(drop=True)
     broken = {}
     for group, rows in table.groupby("group"):
         levels = excess_by_epoch(rows)
@@ -187,7 +188,7 @@ def epochs(q: Question) -> Answer:
         sentence = (
             f"{group}: after {end['epoch']:.3g} epochs the loss is {percent(final)} from that of fresh data "
         )
-        sentence += f"at the same D ({int(end['runs'])} widths)"
+        sentence += f"at the same D ({counted(end['runs'], 'width')})"
         if np.isfinite(at):
             sentence += (
                 f"; it stays above fresh data by more than the noise of {margin:.1%} from epoch {at:.2g} on"
@@ -205,7 +206,7 @@ def epochs(q: Question) -> Answer:
                 sentence += f" (fresh data over the same D: {np.expm1(law[1]):+.1%})"
         sentences.append(sentence)
         if end["runs"] < 3:
-            words.append(f"{group}: {int(end['runs'])} widths only: the intervals are indicative")
+            words.append(f"{group}: {counted(end['runs'], 'width')} only: the intervals are indicative")
     sentences += _augmented(table, broken, numbers)
     for first, second in combinations(sorted(broken), 2):
         a, b = q.analyses.get(first), q.analyses.get(second)
@@ -243,7 +244,8 @@ def _augmented(table: pd.DataFrame, broken: dict[str, float], numbers: dict) -> 
 
 def excess(q: Question) -> pd.DataFrame:
     """Every row of a run of several epochs with the log L of fresh data: of the one-epoch runs of the same width, at
-    the same number of atoms seen. Columns group, arch, run, width, N, epoch, D, C, loss, log, fresh, excess."""
+    the same number of atoms seen. Columns group, arch, run, width, N, epoch, D, C, loss, log, fresh, excess (NaN
+    beyond the D of fresh data)."""
     passes = number(q.points, "epochs")
     repeated = q.points[passes > 1].assign(epoch=q.points["fraction"] * passes)
     repeated = repeated[repeated["fraction"] >= q.options.burn_in]
@@ -257,7 +259,7 @@ def excess(q: Question) -> pd.DataFrame:
         log = np.log(rows["loss"].to_numpy(float))
         columns = rows[["group", "arch", "run", "width", "N", "epoch", "D", "C", "loss"]]
         out.append(columns.assign(log=log, fresh=np.exp(level), excess=log - level))
-    return pd.concat(out, ignore_index=True).dropna(subset=["excess"]) if out else pd.DataFrame()
+    return pd.concat(out, ignore_index=True) if out else pd.DataFrame()
 
 
 def one_epoch(group: str) -> str:

@@ -13,6 +13,7 @@ from symscale.analysis.asking import (
     Answer,
     Question,
     bounds,
+    counted,
     finals,
     least_difference,
     mean_interval,
@@ -24,6 +25,7 @@ from symscale.analysis.asking import (
 )
 
 LATE = 0.3  # of a run: from here on its slope is its late one
+STOPPED = -0.01  # change of the loss by twice the data that is next to nothing
 
 
 def grid(q: Question) -> Answer:
@@ -117,6 +119,12 @@ def sweep(q: Question) -> Answer:
         sentence += f" (N {rows['N'].min():,.0f} to {rows['N'].max():,.0f})"
         if spread > 1.15:
             words.append(f"{arch}: N differs {spread:.2f}-fold along {name}, which is part of the change")
+        widths = float(rows["width"].max() / rows["width"].min())
+        if widths > 1.15:
+            words.append(
+                f"{arch}: the width differs {widths:.2f}-fold along {name}, and so does the learning rate that goes as "
+                "1/w: a short run may prefer the faster one"
+            )
         sentences.append(sentence)
     if not run_noise(q.sweep)[1]:
         words.append("no replicate seeds in this sweep: 2 % stands for the noise between runs")
@@ -147,11 +155,15 @@ def learning(q: Question) -> Answer:
         fall = float(np.exp(np.log(found["final"] / found["first"]).mean()))
         numbers[f"fall:{group}"] = (fall, NAN, NAN)
         best = found.loc[found["final"].idxmin()]
-        still = "it still learns" if value[2] < 0 else "no learning is told from the noise there"
+        doubling = tuple(np.log(2) * v for v in value)
+        if value[2] >= 0:
+            still = ": no learning is told from the noise there"
+        else:
+            still = ": it has all but stopped learning" if np.expm1(doubling[0]) > STOPPED else ""
         sentences.append(
-            f"{group}: over the last {1 - LATE:.0%} of a run log L goes with log D at {bounds(value, sign='+')} "
-            f"({len(found)} sizes): {still}; a run ends at {fall:.2f} of the loss of its first validation, the best "
-            f"at {best['final']:.4g}"
+            f"{group}: over the last {1 - LATE:.0%} of a run, twice the data changes the loss by {percent(doubling)} "
+            f"({counted(len(found), 'size')}){still}; a run ends at {fall:.2f} of the loss of its "
+            f"first validation, the best at {best['final']:.4g}"
         )
     for first, second in combinations(sorted(slopes), 2):
         a, b = slopes[first], slopes[second]
@@ -187,6 +199,9 @@ def kappa(q: Question) -> Answer:
         mean = tuple(float(np.exp(v)) for v in mean_interval(by_size))
         drift = slope_interval(np.log(by_size.index.to_numpy(float)), by_size)
         numbers[f"kappa:{arch}"], numbers[f"drift_N:{arch}"] = mean, drift
+        if len(by_size) < 2:
+            sentences.append(f"{arch}: kappa = {mean[0]:.2f} at one size, which says nothing about a drift")
+            continue
         sentence = f"{arch}: kappa = {bounds(mean, 2)} over {len(by_size)} sizes, going with N as "
         sentence += f"N^{bounds(drift, sign='+')}"
         slopes = [slope_interval(np.log(r["atoms"]), np.log(r["kappa"]))[0] for _, r in rows.groupby("cell")]

@@ -27,6 +27,7 @@ from symscale.analysis.asking import (
     Answer,
     Question,
     bounds,
+    counted,
     finals,
     mean_interval,
     percent,
@@ -42,6 +43,7 @@ from symscale.analysis.tables import write_json
 from symscale.errors import UserError
 
 FILE = "answers.json"
+MIN_SIZES = 5  # of eq. (24), for an interval
 
 
 def exponents(q: Question) -> Answer:
@@ -78,7 +80,7 @@ def exponents(q: Question) -> Answer:
         tail = f", a ratio that goes with N as N^{bounds(trend, sign='+')}" if np.isfinite(trend[1]) else ""
         sentences.append(
             f"at equal width {row['second']} ends {percent(change)} in loss from {row['first']} "
-            f"({row['n']} widths), at {row['compute']:.3g} times the training FLOPs{tail}"
+            f"({counted(row['n'], 'width')}), at {row['compute']:.3g} times the training FLOPs{tail}"
         )
     words = [] if sentences else ["no law could be fitted: it needs ladders of at least two sizes"]
     return Answer(q.study, "exponents", pd.DataFrame(rows), numbers, tuple(sentences), tuple(words))
@@ -149,7 +151,10 @@ def group_average(q: Question) -> Answer:
         sentence = (
             f"{group}: the average over {most} rotations changes the loss by {change} ({len(last)} models); "
         )
-        sentence += f"a tenth or less of that is still to come from M = {reached} on"
+        if gain[1] <= 0 <= gain[2]:
+            sentence += "no gain is told from the noise"
+        else:
+            sentence += f"a tenth or less of that is still to come from M = {reached} on"
         if 1 in by_m.index:
             sentence += f"; a single rotation changes it by {percent((-by_m[1], NAN, NAN))}"
         if np.isfinite(trend[1]):
@@ -167,15 +172,21 @@ def group_average(q: Question) -> Answer:
         except UserError as error:
             words.append(f"{group}: eq. (24) not fitted: {error}")
             continue
-        for m, value in fits.alpha.items():
-            numbers[f"alpha:M={m}:{group}"] = value
-        numbers[f"slope_change:{group}"], numbers[f"shift:{group}"] = fits.slope_change, fits.shift
-        same = fits.slope_change[1] <= 0 <= fits.slope_change[2]
+        few = rows["N"].nunique() < MIN_SIZES  # resamples of three sizes out of three or four hardly differ
+        values = {f"alpha:M={m}": fits.alpha[m] for m in (0, most)}
+        values |= {"slope_change": fits.slope_change, "shift": fits.shift}
+        if few:
+            values = {name: (v[0], NAN, NAN) for name, v in values.items()}
+        numbers |= {f"{name}:{group}": v for name, v in values.items()}
+        without, averaged, change, shift = values.values()
+        if few:
+            verdict = "of too few sizes to tell them apart"
+        else:
+            verdict = "the same within the noise" if change[1] <= 0 <= change[2] else "another exponent"
         sentences.append(
-            f"{group}: L - L_D = A N^-alpha with L_D = {limit:.3g} has alpha {bounds(fits.alpha[0])} without and "
-            f"{bounds(fits.alpha[most])} with {most} rotations, "
-            f"{'the same within the noise' if same else 'another exponent'} "
-            f"(change {bounds(fits.slope_change, sign='+')}); it lies {bounds(fits.shift, sign='+')} in log10"
+            f"{group}: L - L_D = A N^-alpha with L_D = {limit:.3g} has alpha {bounds(without)} without and "
+            f"{bounds(averaged)} with {most} rotations, {verdict} (change {bounds(change, sign='+')}); it lies "
+            f"{bounds(shift, sign='+')} in log10"
         )
         words += [f"{group}: {word}" for word in fits.words]
     return Answer(q.study, "group_average", table, numbers, tuple(sentences), tuple(words))
