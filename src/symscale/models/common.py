@@ -60,7 +60,12 @@ def row_blocks(x: Tensor, width: int) -> list[slice]:
 
 
 def apply_function(function: type[torch.autograd.Function], *args):
-    """``function.apply``, in one dtype under autocast: its backward pass runs outside of autocast."""
+    """``function.apply``, in one dtype under autocast: its backward pass runs outside of autocast.
+
+    torch.compile sees ``function.plain`` in its place, the same in differentiable operations, and fuses those itself.
+    """
+    if torch.compiler.is_compiling():
+        return function.plain(*args)
     device = next(a.device.type for a in args if isinstance(a, Tensor))
     if not torch.is_autocast_enabled(device):
         return function.apply(*args)
