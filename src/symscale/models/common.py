@@ -50,12 +50,12 @@ def polynomial_envelope(d: Tensor, cutoff: float, exponent: int = 5) -> Tensor:
 
 def row_blocks(x: Tensor, width: int) -> list[slice]:
     """Slices that cover the rows of ``x``: on a CPU of so few rows each that some (rows, width) tensors stay in its
-    second-level cache between row-wise operations (a quarter of a megabyte each); elsewhere all rows at once.
+    second-level cache between row-wise operations (half a megabyte each); elsewhere all rows at once.
     """
     count = x.shape[0]
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(0, count)]
-    step = max(128, 2**16 // width)
+    step = max(128, 2**17 // width)
     return [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
 
