@@ -75,10 +75,13 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
 @pytest.mark.slow
 @CASE
 def test_compiled_model_equals_eager(case):
-    """torch.compile(dynamic=True), as training asks for it: two batches of different sizes, float64."""
+    """torch.compile(dynamic=True), as training asks for it, traces all of a model in one graph, forward and backward.
+
+    Two batches of different sizes, float64. Code generation is left out: minutes, and torch's own.
+    """
     model, options = built(case)
     torch._dynamo.reset()
-    compiled = torch.compile(model, dynamic=True)
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
     for sizes in ((5, 9), (4, 7, 6)):
         data = some_batch(sizes, **options)
         error = difference(results(model, compiled, data), results(model, model, data))
