@@ -13,6 +13,7 @@ from symscale.commands.kappa import count, drift
 from symscale.coordcheck import coordinate_check, slopes
 from symscale.data.example import example_batch
 from symscale.errors import UserError
+from symscale.flops import count_flops
 from symscale.models import MODELS, build_model
 from symscale.mup import parameter_groups
 
@@ -178,6 +179,14 @@ def test_kappa_of_a_wide_mpnn_is_that_of_dense_layers():
     assert 12 < row["atoms"] / row["molecules"] < 25 and 10 < row["edges_per_atom"] < 20
     assert 2 < row["kappa"] < 2.3
     assert count(spec_of("mpnn", width=32, depth=5), 3)["kappa"] > 3
+
+
+def test_products_in_place_count():
+    """addmm_ and baddbmm_, which torch's own table leaves out, cost what mm and bmm cost."""
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert count_flops(lambda: torch.ones(3, 7).addmm_(a, b)) == count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    batched = torch.ones(2, 3, 7)
+    assert count_flops(lambda: batched.baddbmm_(a.expand(2, 3, 5), b.expand(2, 5, 7))) == 2 * 2 * 3 * 5 * 7
 
 
 def test_kappa_orders_the_architectures_as_figure_2():

@@ -7,7 +7,6 @@ are sorted by dst. Constants are buffers that are not saved: ``.double()`` and `
 from __future__ import annotations
 
 import contextlib
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -53,28 +52,13 @@ def polynomial_envelope(d: Tensor, cutoff: float, exponent: int = 5) -> Tensor:
 
 def row_blocks(x: Tensor, width: int) -> list[slice]:
     """Slices that cover the rows of ``x``: on a CPU of so few rows each that some (rows, width) tensors stay in its
-    second-level cache between row-wise operations (a quarter of a megabyte each); elsewhere all rows at once.
+    second-level cache between row-wise operations (half a megabyte each); elsewhere all rows at once.
     """
     count = x.shape[0]
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(0, count)]
-    step = max(128, 2**16 // width)
+    step = max(128, 2**17 // width)
     return [slice(i, min(i + step, count)) for i in range(0, count, step)]
-
-
-def apply_function(function: type[torch.autograd.Function], *args):
-    """``function.apply``, in one dtype under autocast: its backward pass runs outside of autocast.
-
-    Inside ``twice_differentiable`` autograd records ``function.plain(*args)`` instead, or the forward pass itself
-    where that is made of differentiable operations and there is no ``plain``.
-    """
-    device = next(a.device.type for a in args if isinstance(a, Tensor))
-    if not torch.is_autocast_enabled(device):
-        return _apply(function, args)
-    dtype = torch.get_autocast_dtype(device)
-    cast = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-    with torch.autocast(device, enabled=False):
-        return _apply(function, cast)
 
 
 _twice = False
@@ -82,7 +66,9 @@ _twice = False
 
 @contextlib.contextmanager
 def twice_differentiable():
-    """Inside, ``apply_function`` leaves derivatives to autograd, which knows second ones too."""
+    """Inside, ``apply_function`` leaves derivatives to autograd, which knows second ones too: what a hand-written
+    backward pass keeps are values without a history, and its own derivative would be wrong.
+    """
     global _twice
     before, _twice = _twice, True
     try:
@@ -91,13 +77,21 @@ def twice_differentiable():
         _twice = before
 
 
-def _apply(function: type[torch.autograd.Function], args):
-    if not _twice:
-        return function.apply(*args)
-    # what a hand-written backward pass keeps are values without a history: its own derivative would be wrong
-    if hasattr(function, "plain"):
+def apply_function(function: type[torch.autograd.Function], *args):
+    """``function.apply``, in one dtype under autocast: its backward pass runs outside of autocast.
+
+    torch.compile, which fuses by itself, and ``twice_differentiable`` see ``function.plain`` in its place: the same
+    in differentiable operations.
+    """
+    if _twice or torch.compiler.is_compiling():
         return function.plain(*args)
-    return function.forward(SimpleNamespace(save_for_backward=lambda *tensors: None), *args)
+    device = next(a.device.type for a in args if isinstance(a, Tensor))
+    if not torch.is_autocast_enabled(device):
+        return function.apply(*args)
+    dtype = torch.get_autocast_dtype(device)
+    cast = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+    with torch.autocast(device, enabled=False):
+        return function.apply(*cast)
 
 
 class GaussianRBF(nn.Module):

@@ -6,7 +6,8 @@ The equations are those of ``tests/models/egnn_oracle.py``; here they are arrang
   products on nodes, gathered per edge;
 - eq. (12) sums X_uv Phi_x(m_uv) with Phi_x linear in s = SiLU(W m + b). Summing the outer products X_uv s first
   leaves Phi_x's weights to act once per atom, and no E x E matrix per edge is ever formed;
-- the whole edge part is one autograd function that keeps three pre-activations per edge.
+- the whole edge part is one autograd function that keeps three pre-activations per edge and goes through the edges
+  in blocks that stay in a CPU's cache.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from torch.nn import functional as F
 
 from symscale.cells import CellSpec
 from symscale.data.batch import Batch
-from symscale.models.common import GaussianRBF, GraphNorm, apply_function, edge_vectors, graph_sum
+from symscale.models.common import (
+    GaussianRBF,
+    GraphNorm,
+    apply_function,
+    edge_vectors,
+    graph_sum,
+    row_blocks,
+)
 
 silu_backward = torch.ops.aten.silu_backward
 
@@ -78,51 +86,81 @@ class EdgeMessages(torch.autograd.Function):
     """
 
     @staticmethod
+    def plain(edges, nodes, moved, r_uv, rbf, Wn, Wr, W2, b2, W3, b3):
+        x = channel_vectors(edges, r_uv, moved)
+        squares = x.square().view(x.shape[0], 3, x.shape[1] // 3).sum(1)
+        source, target = nodes.chunk(2, dim=1)
+        z1 = F.linear(rbf, Wr) + F.linear(squares, Wn) + edges.gather(source, target)
+        m = F.silu(F.linear(F.silu(z1), W2, b2))
+        s = F.silu(F.linear(m, W3, b3))
+        return edges.sum_at(edges.dst, m), torch.bmm(edges.pad(x).transpose(1, 2), edges.pad(s))
+
+    @staticmethod
     def forward(ctx, edges, nodes, moved, r_uv, rbf, Wn, Wr, W2, b2, W3, b3):
         x = channel_vectors(edges, r_uv, moved)  # (E, 3 C)
         squares = x.square().view(x.shape[0], 3, x.shape[1] // 3).sum(1)  # (E, C)
         source, target = nodes.chunk(2, dim=1)  # (N, w) each
-        z1 = torch.mm(rbf, Wr.t()).addmm_(squares, Wn.t())  # (E, w)
-        z1.add_(source.index_select(0, edges.src)).add_(target.index_select(0, edges.dst))
-        z2 = torch.addmm(b2, F.silu(z1), W2.t())
-        m = F.silu(z2)
-        z3 = torch.addmm(b3, m, W3.t())
-        total = edges.sum_at(edges.dst, m)
-        outer = torch.bmm(edges.pad(x).transpose(1, 2), edges.pad(F.silu(z3)))  # (N, 3 C, w)
+        width = W2.shape[0]
+        z = x.new_empty(3, x.shape[0], width)
+        total, s = x.new_zeros(edges.atoms, width), x.new_zeros(edges.atoms * edges.degree, width)
+        for rows in row_blocks(x, width):
+            src, dst = edges.src[rows], edges.dst[rows]
+            z1 = torch.mm(rbf[rows], Wr.t(), out=z[0, rows]).addmm_(squares[rows], Wn.t())
+            z1.add_(source.index_select(0, src)).add_(target.index_select(0, dst))
+            m = F.silu(torch.addmm(b2, F.silu(z1), W2.t(), out=z[1, rows]))
+            total.index_add_(0, dst, m)
+            s.index_copy_(0, edges.slot[rows], F.silu(torch.addmm(b3, m, W3.t(), out=z[2, rows])))
+        outer = torch.bmm(
+            edges.pad(x).transpose(1, 2), s.view(edges.atoms, edges.degree, width)
+        )  # (N, 3 C, w)
         ctx.edges = edges
-        ctx.save_for_backward(moved, r_uv, rbf, Wn, Wr, W2, W3, z1, z2, z3)
+        ctx.save_for_backward(moved, r_uv, rbf, Wn, Wr, W2, W3, z)
         return total, outer
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g_total, g_outer):
-        moved, r_uv, rbf, Wn, Wr, W2, W3, z1, z2, z3 = ctx.saved_tensors
+        moved, r_uv, rbf, Wn, Wr, W2, W3, z = ctx.saved_tensors
         edges: Edges = ctx.edges
         x = channel_vectors(edges, r_uv, moved)
-        count, channels = x.shape[0], x.shape[1] // 3
-        g3 = edges.unpad(torch.bmm(edges.pad(x), g_outer))
-        g3 = silu_backward(g3, z3)  # (E, w)
-        g_x = edges.unpad(torch.bmm(edges.pad(F.silu(z3)), g_outer.transpose(1, 2)))  # (E, 3 C)
-        m = F.silu(z2)
-        g_W3, g_b3 = torch.mm(g3.t(), m), g3.sum(0)
-        g2 = g_total.index_select(0, edges.dst).addmm_(g3, W3)
-        g2 = silu_backward(g2, z2)
-        g_W2, g_b2 = torch.mm(g2.t(), F.silu(z1)), g2.sum(0)
-        g1 = silu_backward(torch.mm(g2, W2), z1)
+        count, channels, width = x.shape[0], x.shape[1] // 3, W2.shape[0]
         squares = x.square().view(count, 3, channels).sum(1)
-        g_Wr, g_Wn = torch.mm(g1.t(), rbf), torch.mm(g1.t(), squares)
-        g_nodes = torch.cat([edges.sum_at(edges.src, g1), edges.sum_at(edges.dst, g1)], 1)
-        g_squares = torch.mm(g1, Wn)  # (E, C)
-        g_x = g_x.view(count, 3, channels) + 2 * x.view(count, 3, channels) * g_squares[:, None]
-        g_moved = g_r = g_rbf = None
+        g_s = torch.bmm(edges.pad(x), g_outer).flatten(0, 1)  # (N degree, w)
+        s = x.new_zeros(edges.atoms * edges.degree, width)
+        g_Wn, g_Wr, g_W2, g_W3 = (torch.zeros_like(W) for W in (Wn, Wr, W2, W3))
+        g_b2, g_b3 = W2.new_zeros(width), W3.new_zeros(width)
+        g_nodes = x.new_zeros(2, edges.atoms, width)
+        g_squares = torch.empty_like(squares)
+        g_rbf = torch.empty_like(rbf) if ctx.needs_input_grad[4] else None
+        for rows in row_blocks(x, width):
+            src, dst, slot = edges.src[rows], edges.dst[rows], edges.slot[rows]
+            z1, z2, z3 = z[0, rows], z[1, rows], z[2, rows]
+            s.index_copy_(0, slot, F.silu(z3))
+            g3 = silu_backward(g_s.index_select(0, slot), z3)
+            g_W3.addmm_(g3.t(), F.silu(z2))
+            g_b3 += g3.sum(0)
+            g2 = silu_backward(g_total.index_select(0, dst).addmm_(g3, W3), z2)
+            g_W2.addmm_(g2.t(), F.silu(z1))
+            g_b2 += g2.sum(0)
+            g1 = silu_backward(torch.mm(g2, W2), z1)
+            g_Wr.addmm_(g1.t(), rbf[rows])
+            g_Wn.addmm_(g1.t(), squares[rows])
+            g_nodes[0].index_add_(0, src, g1)
+            g_nodes[1].index_add_(0, dst, g1)
+            torch.mm(g1, Wn, out=g_squares[rows])
+            if g_rbf is not None:
+                torch.mm(g1, Wr, out=g_rbf[rows])
+        g_moved = g_r = None
+        if moved is not None or ctx.needs_input_grad[3]:
+            s = s.view(edges.atoms, edges.degree, width)
+            g_x = edges.unpad(torch.bmm(s, g_outer.transpose(1, 2))).view(count, 3, channels)
+            g_x.addcmul_(x.view(count, 3, channels), g_squares[:, None], value=2)
         if moved is not None:
             flat = g_x.flatten(1)
             g_moved = edges.sum_at(edges.src, flat) - edges.sum_at(edges.dst, flat)
         if ctx.needs_input_grad[3]:
             g_r = g_x.sum(2)
-        if ctx.needs_input_grad[4]:
-            g_rbf = torch.mm(g1, Wr)
-        return None, g_nodes, g_moved, g_r, g_rbf, g_Wn, g_Wr, g_W2, g_b2, g_W3, g_b3
+        return None, torch.cat([*g_nodes], 1), g_moved, g_r, g_rbf, g_Wn, g_Wr, g_W2, g_b2, g_W3, g_b3
 
 
 class Layer(nn.Module):

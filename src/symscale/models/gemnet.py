@@ -19,14 +19,10 @@ from symscale.cells import CellSpec
 from symscale.data.batch import Batch
 from symscale.models.common import GaussianRBF, apply_function, graph_sum, polynomial_envelope
 from symscale.models.gemnet_graph import Graph, Quadruplets, build_graph, build_quadruplets, triplet_angles
+from symscale.models.gemnet_kernels import ACT, HALF, MessageOut, RadialProduct, RadialSum
 from symscale.models.gemnet_layers import (
-    ACT,
-    HALF,
     EdgeEmbedding,
-    MessageOut,
     QuadrupletMessages,
-    RadialProduct,
-    RadialSum,
     Residuals,
     Scaled,
     ScaleFactor,

@@ -1,0 +1,105 @@
+"""torch.compile and lower precision: the same numbers, as near as the arithmetic allows."""
+
+import numpy as np
+import pytest
+import torch
+from molecules import make_batch, random_molecule
+
+from symscale.models import common
+from symscale.models.egnn import EGNN
+from symscale.models.gemnet import GemNetOC
+from symscale.models.gemnet_kernels import ResidualChain
+
+GEMNET = {"cutoff": 10.0, "max_neighbors": 50, "symmetric": True}
+CASES = {
+    "gemnet": (lambda: GemNetOC(width=8, depth=1), GEMNET),
+    "gemnet with quadruplets": (lambda: GemNetOC(width=8, depth=1, quadruplets=True), GEMNET),
+    "egnn": (lambda: EGNN(width=9, depth=2), {}),
+}
+CASE = pytest.mark.parametrize("case", CASES)
+
+
+def some_batch(sizes, **options):
+    rng = np.random.default_rng(len(sizes))
+    return make_batch([random_molecule(rng, n) for n in sizes], **options)
+
+
+def results(model, forward, data):
+    """Energies, forces and every gradient."""
+    model.zero_grad()
+    energy, forces = forward(data)
+    (energy.sum() + forces.square().sum()).backward()
+    return [energy.detach(), forces.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+def difference(found, wanted):
+    pairs = zip(found, wanted, strict=True)
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-9)) for a, b in pairs)
+
+
+def built(case):
+    make, options = CASES[case]
+    torch.manual_seed(0)
+    return make().double(), options
+
+
+@CASE
+def test_kernels_equal_their_plain_forms(case, monkeypatch):
+    """What torch.compile sees computes what runs without it, gradients included."""
+    model, options = built(case)
+    data = some_batch((14, 6, 9), **options)
+    wanted = results(model, model, data)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    error = difference(results(model, model, data), wanted)
+    print(f"relative difference {error:.1e}")
+    assert 0 < error < 1e-10  # 0: the plain forms were not used
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    """A chain of residual layers over 1000 rows, in blocks of 256 and at once: the same but for the order of sums."""
+    torch.manual_seed(0)
+    v = torch.randn(1000, 512, dtype=torch.float64, requires_grad=True)
+    weights = [0.05 * torch.randn(512, 512, dtype=torch.float64) for _ in range(4)]
+    for weight in weights:
+        weight.requires_grad_()
+    slices = common.row_blocks(v, 512)
+    assert len(slices) == 4 and torch.cat([v[rows] for rows in slices]).equal(v)
+
+    def run(function):
+        out = function(v, 0.7, *weights)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), [v, *weights])]
+
+    assert difference(run(ResidualChain.apply), run(ResidualChain.plain)) < 1e-12
+
+
+@pytest.mark.slow
+@CASE
+def test_compiled_model_equals_eager(case):
+    """torch.compile(dynamic=True), as training asks for it, traces all of a model in one graph, forward and backward.
+
+    Two batches of different sizes, float64. Code generation is left out: minutes, and torch's own.
+    """
+    model, options = built(case)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")
+    for sizes in ((5, 9), (4, 7, 6)):
+        data = some_batch(sizes, **options)
+        error = difference(results(model, compiled, data), results(model, model, data))
+        print(f"{sizes}: relative difference {error:.1e}")
+        assert error < 1e-9
+
+
+@CASE
+def test_tf32_setting_keeps_float32_results(case):
+    """'high' matmul precision is TF32 on GPUs that have it, and on a CPU changes nothing that float32 would show."""
+    make, options = CASES[case]
+    torch.manual_seed(0)
+    model, data = make(), some_batch((14, 6), dtype=torch.float32, **options)
+    wanted = results(model, model, data)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        found = results(model, model, data)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert difference(found[:2], wanted[:2]) < 5e-3
