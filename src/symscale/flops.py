@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop
 
 from symscale.data.batch import Batch
 
@@ -30,9 +30,14 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+aten = torch.ops.aten
+# torch counts addmm but not addmm_, the same product written into its first argument
+IN_PLACE = {aten.addmm_: addmm_flop, aten.baddbmm_: baddbmm_flop}
+
+
 def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of the matrix products that ``run()`` calls; element-wise work counts nothing, as in the paper."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         run()
     return counter.get_total_flops()
 
