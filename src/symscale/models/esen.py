@@ -64,11 +64,11 @@ class EquivariantRMSNorm(nn.Module):
         self.register_buffer("share", torch.tensor(share, dtype=torch.float64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        scalars = x[:, :1]
-        x = torch.cat([scalars - scalars.mean(-1, keepdim=True), x[:, 1:]], 1)  # (N, K, C)
+        first = (self.degree == 0).to(x.dtype)[:, None]  # (K, 1)
+        x = torch.addcmul(x, x[:, :1].mean(-1, keepdim=True), first, value=-1)  # (N, K, C)
         square = (x.square().sum(-1) @ self.share.to(x.dtype))[:, None, None]  # (N, 1, 1)
-        x = x * (square + self.eps).rsqrt() * self.weight.index_select(0, self.degree)
-        return torch.cat([x[:, :1] + self.bias, x[:, 1:]], 1)
+        x = x * (square + self.eps).rsqrt()
+        return torch.addcmul(first * self.bias, x, self.weight.index_select(0, self.degree))
 
 
 class SO2Convolution(nn.Module):
@@ -107,16 +107,18 @@ class Layer(nn.Module):
         self, h: Tensor, hidden: Tensor, edges: so2.Edges, grid: so3.SphereGrid, plain: bool
     ) -> Tensor:
         radial = torch.cat([self.radial.weight, self.radial.bias[:, None]], 1)  # hidden ends with a 1
-        weights = [radial, *self.conv1.matrices(), *self.conv2.matrices()]
+        weights = [self.layout.both_signs(radial), *self.conv1.matrices(), *self.conv2.matrices()]
         message = so2.message if plain else so2_fast.message
         h = h + message(self.layout, edges, self.norm_edge(h), hidden, weights)
         return h + self.on_grid(self.norm_node(h), grid)
 
     def on_grid(self, h: Tensor, grid: so3.SphereGrid) -> Tensor:
         """Coefficients (N, K, C) -> values at the grid's P points -> MLP -> coefficients."""
-        x = grid.to_grid.to(h.dtype) @ h  # (N, P, C)
+        to_grid, from_grid = grid.to_grid.to(h.dtype), grid.from_grid.to(h.dtype)
+        # points first: then the grid's matrices take all atoms in one product
+        x = (to_grid @ h.transpose(0, 1).flatten(1)).view(-1, h.shape[2])  # (P * N, C)
         x = self.grid3(F.silu(self.grid2(F.silu(self.grid1(x)))))
-        return grid.from_grid.to(h.dtype) @ x
+        return (from_grid @ x.view(len(to_grid), -1)).view(h.shape[1], *h.shape[::2]).transpose(0, 1)
 
 
 class ESEN(nn.Module):
@@ -191,6 +193,10 @@ class ESEN(nn.Module):
 
     def embed_edges(self, hidden: Tensor, edges: so2.Edges, atoms: int) -> Tensor:
         """Neighbourhood of every atom as coefficients (N, K, C): radial functions times harmonics."""
-        rad = self.edge_degree(hidden[:, :-1]).unflatten(1, (self.lmax + 1, -1)) / 5.0  # (E, lmax + 1, C)
-        harmonics = edges.back[:, : self.lmax + 1].transpose(1, 2)  # the rows of m = 0
-        return scatter_sum(torch.bmm(harmonics, rad), edges.dst, atoms)
+        linear = torch.cat([self.edge_degree.weight, self.edge_degree.bias[:, None]], 1)
+        linear = linear.unflatten(0, (self.lmax + 1, -1)).index_select(0, self.norm.degree) / 5.0
+        rad = hidden @ linear.flatten(0, 1).t()  # (E, K * C), alike within a degree
+        harmonics = edges.back[:, : self.lmax + 1].sum(1)  # (E, K): the rows of m = 0 have one degree each
+        return scatter_sum(
+            rad.unflatten(1, (harmonics.shape[1], -1)) * harmonics[:, :, None], edges.dst, atoms
+        )
