@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 from symscale.data.batch import Batch
 
@@ -31,8 +32,15 @@ def count_parameters(model: nn.Module) -> int:
 
 
 aten = torch.ops.aten
-# torch counts addmm but not addmm_, the same product written into its first argument
-IN_PLACE = {aten.addmm_: addmm_flop, aten.baddbmm_: baddbmm_flop}
+
+
+def _product_flops(added, left, right, **_) -> int:
+    """FLOPs from shapes; one multiplication and one addition for each term."""
+    return 2 * math.prod(left) * right[-1]
+
+
+# torch counts addmm but not addmm_, the same product added to its first argument in place
+IN_PLACE = {aten.addmm_: _product_flops, aten.baddbmm_: _product_flops}
 
 
 def count_flops(run: Callable[[], object]) -> int:
