@@ -13,7 +13,7 @@ from symscale.models.common import GaussianRBF, edge_vectors, graph_sum, polynom
 
 
 class RadialStack(nn.Module):
-    """The radial MLPs of all layers but for their last Linear: (E, stack, C + 1), the last entry 1.
+    """The radial MLPs of all layers but for their last Linear: (stack, E, C + 1), the last entry 1.
 
     They share their inputs [RBF(d), source embedding of z_u, target embedding of z_v], so the first Linears
     are one matrix product over edges (RBF) and two over elements (the embeddings).
@@ -41,13 +41,15 @@ class RadialStack(nn.Module):
         target = F.embedding(z, torch.addmm(self.first.bias, self.target.weight, w_target.t()))
         ends = source.index_select(0, src) + target.index_select(0, dst)  # (E, stack * C)
         x = torch.addmm(ends, self.rbf(d), w_rbf.t()).view(-1, self.stack, channels)
-        x = self._norm_act(x, 0).transpose(0, 1)  # (stack, E, C)
+        x = _norm_act(x, self.norm_weight[0], self.norm_bias[0]).transpose(0, 1)  # (stack, E, C)
         x = torch.baddbmm(self.second_bias[:, None], x, self.second_weight.transpose(1, 2))
-        return F.pad(self._norm_act(x.transpose(0, 1), 1), (0, 1), value=1.0)
+        x = _norm_act(x, self.norm_weight[1, :, None], self.norm_bias[1, :, None])
+        return F.pad(x, (0, 1), value=1.0)
 
-    def _norm_act(self, x: Tensor, which: int) -> Tensor:
-        x = F.layer_norm(x, x.shape[-1:])
-        return F.silu(torch.addcmul(self.norm_bias[which], x, self.norm_weight[which]))
+
+def _norm_act(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """SiLU of a LayerNorm that has weights of its own for every member of the stack."""
+    return F.silu(torch.addcmul(bias, F.layer_norm(x, x.shape[-1:]), weight))
 
 
 class EquivariantRMSNorm(nn.Module):
@@ -181,7 +183,7 @@ class ESEN(nn.Module):
         # The fast kernels give no gradients of positions, and neither autocast nor torch.compile see through them.
         autocast = torch.is_autocast_enabled(data.pos.device.type)
         plain = data.pos.requires_grad or autocast or torch.compiler.is_compiling()
-        hidden = self.radial(d, data.z, src, dst).unbind(1)  # each (E, C + 1)
+        hidden = self.radial(d, data.z, src, dst).unbind()  # each (E, C + 1)
 
         h = self.embed_edges(hidden[0], edges, data.pos.shape[0])
         h = torch.cat([h[:, :1] + self.embedding(data.z)[:, None], h[:, 1:]], 1)  # (N, K, C)
