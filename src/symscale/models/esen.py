@@ -178,7 +178,8 @@ class ESEN(nn.Module):
     def forward(self, data: Batch) -> tuple[Tensor, Tensor]:
         src, dst = data.edge_index
         r_uv, d = edge_vectors(data)
-        wigner = self.rotations(so3.edge_frames(r_uv, d))  # (E, R, K)
+        with torch.autocast(d.device.type, enabled=False):  # rotations stay exact
+            wigner = self.rotations(so3.edge_frames(r_uv, d))  # (E, R, K)
         edges = so2.make_edges(src, dst, wigner, polynomial_envelope(d, self.cutoff))
         # The fast kernels give no gradients of positions, and neither autocast nor torch.compile see through them.
         autocast = torch.is_autocast_enabled(data.pos.device.type)
