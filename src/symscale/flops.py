@@ -37,6 +37,18 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+aten = torch.ops.aten
+
+
+def _product_flops(added, left, right, **_) -> int:
+    """FLOPs from shapes; one multiplication and one addition for each term."""
+    return 2 * math.prod(left) * right[-1]
+
+
+# torch counts addmm but not addmm_, the same product added to its first argument in place
+IN_PLACE = {aten.addmm_: _product_flops, aten.baddbmm_: _product_flops}
+
+
 def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of the matrix products that ``run()`` calls; element-wise work counts nothing, as in the paper."""
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:

@@ -87,3 +87,34 @@ def test_the_fast_kernel_equals_the_plain_one(molecules, monkeypatch):
     assert len(fast) == len(plain)
     for a, b in zip(fast, plain, strict=True):
         assert (a - b).abs().max() <= 1e-9 * (1 + b.abs().max())
+
+
+def test_the_fast_kernels_products_are_counted(molecules, monkeypatch):
+    """A step costs the plain one's FLOPs and, for what the backward pass computes again, a little more."""
+    from symscale.flops import count_flops
+    from symscale.models import so2, so2_fast
+
+    model, data = build(4), make_batch(molecules)
+
+    def step():
+        energy, forces = model(data)
+        (energy.square().sum() + forces.square().sum()).backward()
+
+    fast = count_flops(step)
+    monkeypatch.setattr(so2_fast, "message", so2.message)
+    plain = count_flops(step)
+    print(f"fast / plain {fast / plain:.3f}")
+    assert 1 <= fast / plain < 1.05
+
+
+def test_bfloat16_autocast_stays_near(molecules):
+    """A forward and backward pass under autocast is finite and within bfloat16's few digits of float32."""
+    model, data = build(4).float(), make_batch(molecules, dtype=torch.float32)
+    energy, forces = model(data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        energy2, forces2 = model(data)
+        (energy2.square().sum() + forces2.square().sum()).backward()
+    error = max(((a - b).norm() / b.norm()).item() for a, b in ((energy2, energy), (forces2, forces)))
+    print(f"bfloat16 error {error:.1e}")
+    assert 1e-6 < error < 0.1
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

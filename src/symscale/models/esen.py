@@ -13,7 +13,7 @@ from symscale.models.common import GaussianRBF, edge_vectors, graph_sum, polynom
 
 
 class RadialStack(nn.Module):
-    """The radial MLPs of all layers but for their last Linear: (E, stack, C + 1), the last entry 1.
+    """The radial MLPs of all layers but for their last Linear: (stack, E, C + 1), the last entry 1.
 
     They share their inputs [RBF(d), source embedding of z_u, target embedding of z_v], so the first Linears
     are one matrix product over edges (RBF) and two over elements (the embeddings).
@@ -41,13 +41,15 @@ class RadialStack(nn.Module):
         target = F.embedding(z, torch.addmm(self.first.bias, self.target.weight, w_target.t()))
         ends = source.index_select(0, src) + target.index_select(0, dst)  # (E, stack * C)
         x = torch.addmm(ends, self.rbf(d), w_rbf.t()).view(-1, self.stack, channels)
-        x = self._norm_act(x, 0).transpose(0, 1)  # (stack, E, C)
+        x = _norm_act(x, self.norm_weight[0], self.norm_bias[0]).transpose(0, 1)  # (stack, E, C)
         x = torch.baddbmm(self.second_bias[:, None], x, self.second_weight.transpose(1, 2))
-        return F.pad(self._norm_act(x.transpose(0, 1), 1), (0, 1), value=1.0)
+        x = _norm_act(x, self.norm_weight[1, :, None], self.norm_bias[1, :, None])
+        return F.pad(x, (0, 1), value=1.0)
 
-    def _norm_act(self, x: Tensor, which: int) -> Tensor:
-        x = F.layer_norm(x, x.shape[-1:])
-        return F.silu(torch.addcmul(self.norm_bias[which], x, self.norm_weight[which]))
+
+def _norm_act(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """SiLU of a LayerNorm that has weights of its own for every member of the stack."""
+    return F.silu(torch.addcmul(bias, F.layer_norm(x, x.shape[-1:]), weight))
 
 
 class EquivariantRMSNorm(nn.Module):
@@ -64,11 +66,11 @@ class EquivariantRMSNorm(nn.Module):
         self.register_buffer("share", torch.tensor(share, dtype=torch.float64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        scalars = x[:, :1]
-        x = torch.cat([scalars - scalars.mean(-1, keepdim=True), x[:, 1:]], 1)  # (N, K, C)
+        first = (self.degree == 0).to(x.dtype)[:, None]  # (K, 1)
+        x = torch.addcmul(x, x[:, :1].mean(-1, keepdim=True), first, value=-1)  # (N, K, C)
         square = (x.square().sum(-1) @ self.share.to(x.dtype))[:, None, None]  # (N, 1, 1)
-        x = x * (square + self.eps).rsqrt() * self.weight.index_select(0, self.degree)
-        return torch.cat([x[:, :1] + self.bias, x[:, 1:]], 1)
+        x = x * (square + self.eps).rsqrt()
+        return torch.addcmul(first * self.bias, x, self.weight.index_select(0, self.degree))
 
 
 class SO2Convolution(nn.Module):
@@ -107,16 +109,18 @@ class Layer(nn.Module):
         self, h: Tensor, hidden: Tensor, edges: so2.Edges, grid: so3.SphereGrid, plain: bool
     ) -> Tensor:
         radial = torch.cat([self.radial.weight, self.radial.bias[:, None]], 1)  # hidden ends with a 1
-        weights = [radial, *self.conv1.matrices(), *self.conv2.matrices()]
+        weights = [self.layout.both_signs(radial), *self.conv1.matrices(), *self.conv2.matrices()]
         message = so2.message if plain else so2_fast.message
         h = h + message(self.layout, edges, self.norm_edge(h), hidden, weights)
         return h + self.on_grid(self.norm_node(h), grid)
 
     def on_grid(self, h: Tensor, grid: so3.SphereGrid) -> Tensor:
         """Coefficients (N, K, C) -> values at the grid's P points -> MLP -> coefficients."""
-        x = grid.to_grid.to(h.dtype) @ h  # (N, P, C)
+        to_grid, from_grid = grid.to_grid.to(h.dtype), grid.from_grid.to(h.dtype)
+        # points first: then the grid's matrices take all atoms in one product
+        x = (to_grid @ h.transpose(0, 1).flatten(1)).view(-1, h.shape[2])  # (P * N, C)
         x = self.grid3(F.silu(self.grid2(F.silu(self.grid1(x)))))
-        return grid.from_grid.to(h.dtype) @ x
+        return (from_grid @ x.view(len(to_grid), -1)).view(h.shape[1], *h.shape[::2]).transpose(0, 1)
 
 
 class ESEN(nn.Module):
@@ -174,12 +178,13 @@ class ESEN(nn.Module):
     def forward(self, data: Batch) -> tuple[Tensor, Tensor]:
         src, dst = data.edge_index
         r_uv, d = edge_vectors(data)
-        wigner = self.rotations(so3.edge_frames(r_uv, d))  # (E, R, K)
+        with torch.autocast(d.device.type, enabled=False):  # rotations stay exact
+            wigner = self.rotations(so3.edge_frames(r_uv, d))  # (E, R, K)
         edges = so2.make_edges(src, dst, wigner, polynomial_envelope(d, self.cutoff))
         # The fast kernels give no gradients of positions, and neither autocast nor torch.compile see through them.
         autocast = torch.is_autocast_enabled(data.pos.device.type)
         plain = data.pos.requires_grad or autocast or torch.compiler.is_compiling()
-        hidden = self.radial(d, data.z, src, dst).unbind(1)  # each (E, C + 1)
+        hidden = self.radial(d, data.z, src, dst).unbind()  # each (E, C + 1)
 
         h = self.embed_edges(hidden[0], edges, data.pos.shape[0])
         h = torch.cat([h[:, :1] + self.embedding(data.z)[:, None], h[:, 1:]], 1)  # (N, K, C)
@@ -191,6 +196,10 @@ class ESEN(nn.Module):
 
     def embed_edges(self, hidden: Tensor, edges: so2.Edges, atoms: int) -> Tensor:
         """Neighbourhood of every atom as coefficients (N, K, C): radial functions times harmonics."""
-        rad = self.edge_degree(hidden[:, :-1]).unflatten(1, (self.lmax + 1, -1)) / 5.0  # (E, lmax + 1, C)
-        harmonics = edges.back[:, : self.lmax + 1].transpose(1, 2)  # the rows of m = 0
-        return scatter_sum(torch.bmm(harmonics, rad), edges.dst, atoms)
+        linear = torch.cat([self.edge_degree.weight, self.edge_degree.bias[:, None]], 1)
+        linear = linear.unflatten(0, (self.lmax + 1, -1)).index_select(0, self.norm.degree) / 5.0
+        rad = hidden @ linear.flatten(0, 1).t()  # (E, K * C), alike within a degree
+        harmonics = edges.back[:, : self.lmax + 1].sum(1)  # (E, K): the rows of m = 0 have one degree each
+        return scatter_sum(
+            rad.unflatten(1, (harmonics.shape[1], -1)) * harmonics[:, :, None], edges.dst, atoms
+        )

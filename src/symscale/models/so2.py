@@ -44,6 +44,17 @@ class Layout:
         """Number of columns of every |m| in (n, R * width); those of +m come before those of -m."""
         return [k * width * (2 if m else 1) for m, k in enumerate(self.degrees)]
 
+    def both_signs(self, per_order: Tensor) -> Tensor:
+        """Rows for every |m| and l, (sum(degrees) * c, ...), repeated for +m and -m: (R * c, ...), m-major."""
+        each = per_order.unflatten(0, (sum(self.degrees), -1)).split(self.degrees)
+        return torch.cat([each[0], *(part for part in each[1:] for _ in range(2))]).flatten(0, 1)
+
+    @property
+    def first_outputs(self) -> list[int]:
+        """Outputs of the first convolution for every |m|; for m = 0 H scalars, gates, then the degrees l > 0."""
+        first, *others = self.columns(self.hidden)
+        return [first + self.gates, *others]
+
 
 @dataclass(frozen=True)
 class Edges:
@@ -71,28 +82,23 @@ def complex_matrix(weight: Tensor) -> Tensor:
 def message(layout: Layout, edges: Edges, h: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
     """Sum of the messages at every node, (N, K, C), from node features h (N, K, C).
 
-    hidden (E, c) is the input of the radial Linear. ``weights``: the radial Linear's (sum(degrees) * 2C, c), then
-    for each convolution one matrix for every |m|; those of m = 0 have their bias as last column. For m = 0 the
-    first convolution yields H scalars, lmax * H gates and the degrees l > 0.
+    hidden (E, c) is the input of the radial Linear. ``weights``: the radial Linear's (R * 2C, c), +m and -m alike,
+    then for each convolution one matrix for every |m|; those of m = 0 have their bias as last column.
     """
     w_radial, *matrices = weights
     orders, (coefficients, channels), size = layout.mmax + 1, h.shape[1:], layout.hidden
     x = h.flatten(0, 1).index_select(0, edges.ends.flatten()).view(-1, coefficients, 2 * channels)
-    x = torch.bmm(edges.wigner, x).flatten(1)  # (E, R * 2C)
-    x = x.split(layout.columns(2 * channels), 1)
-    radial = (hidden @ w_radial.t()).split([k * 2 * channels for k in layout.degrees], 1)
+    x = torch.bmm(edges.wigner, x).flatten(1) * (hidden @ w_radial.t())  # (E, R * 2C)
     v = []
-    for m in range(orders):
-        signs = 2 if m else 1  # +m and -m share radial weights and gates
-        u = (x[m].unflatten(1, (signs, -1)) * radial[m][:, None]).flatten(1)
+    for m, x_m in enumerate(x.split(layout.columns(2 * channels), 1)):
         if m == 0:
-            scalars, gates, u = (F.pad(u, (0, 1), value=1.0) @ matrices[0].t()).split(
+            scalars, gates, u = (F.pad(x_m, (0, 1), value=1.0) @ matrices[0].t()).split(
                 [size, layout.gates, layout.gates], 1
             )
             gates = gates.sigmoid()
             u = torch.cat([F.silu(scalars), u * gates, torch.ones_like(u[:, :1])], 1)
-        else:
-            u = (u @ matrices[m].t()).unflatten(1, (2, -1))
+        else:  # +m and -m share gates
+            u = (x_m @ matrices[m].t()).unflatten(1, (2, -1))
             u = (u * gates[:, None, (m - 1) * size :]).flatten(1)
         v.append(u @ matrices[orders + m].t())
     v = torch.cat(v, 1).unflatten(1, (layout.rows, -1))  # (E, R, C)

@@ -1,12 +1,18 @@
-"""``so2.message`` for constant frames (direct forces): the same arithmetic, faster and in a fraction of the memory.
+"""``so2.message`` for constant frames (direct forces): the same products, faster and in less memory.
 
-Edges go through in blocks, and within a block every |m| by itself, so that what one product writes is still in a
-CPU's cache when the next one reads it; buffers are allocated once. (A GPU takes all edges as one block.) Of the
-intermediate results only the first convolution's output is kept for the backward pass, which computes the cheap rest
-again. All heavy work is plain torch matrix products, so FLOP counters see it. No second derivatives.
+On a CPU edges go through in blocks, so that what one product writes is still in cache when the next one reads it; a
+GPU takes all edges as one block. What is in an edge's frame, x before and v after the convolutions, has a row per
+edge, as the batched rotations want it. What lies between the convolutions, u and act, has a *column* per edge: an
+order m or the gates are whole rows, and element-wise work runs along the edges. The products turn one into the
+other, for they read an operand transposed at no cost. Only x and u are kept for the backward pass, which computes
+the cheap rest again. All heavy work is products that FLOP counters see (``addmm_`` they would not). No second
+derivatives.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from symscale.models.so2 import Edges, Layout
 
-CPU_BLOCK = 20_000_000  # bytes that a block of edges takes in all
+CPU_BLOCK = 1024  # edges: fewer, and the calls cost more than the cache saves
 
 
 def message(layout: Layout, edges: Edges, h: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
@@ -25,24 +31,25 @@ def message(layout: Layout, edges: Edges, h: Tensor, hidden: Tensor, weights: li
 class _Message(torch.autograd.Function):
     @staticmethod
     def forward(ctx, layout, edges, h, hidden, *weights):
-        w_radial, *matrices = (w.detach() for w in weights)
-        orders = layout.mmax + 1
-        transposed = [w.t().contiguous() for w in matrices]  # MKL is faster on these
-        w_radial = [w.t().contiguous() for w in _split_radial(layout, w_radial)]
+        radial, first, second = _by_convolution(layout, weights)
+        columns, out_columns = layout.columns(2 * h.shape[2]), layout.columns(h.shape[2])
         out, kept = torch.zeros_like(h), []
-        for block, b in _blocks(layout, edges, h, hidden):
-            b.rotate_in(h, block)
-            for m in range(orders):
-                torch.mm(block.hidden, w_radial[m], out=b.r[m])
-                torch.mul(b.x_pairs[m], b.r_pairs[m], out=b.scaled_pairs[m])
-                u = torch.mm(b.scaled[m], transposed[m])
+        for block in _blocks(edges, hidden):
+            x = block.rotate_in(h)  # (n, R * 2C)
+            scaled = x * (block.hidden @ radial.t())
+            u = h.new_empty(sum(layout.first_outputs), len(x))
+            parts = zip(first, scaled.split(columns, 1), u.split(layout.first_outputs), strict=True)
+            for m, (w, scaled_m, u_m) in enumerate(parts):
                 if m == 0:
-                    b.gate_scalars(u)
+                    torch.addmm(w[:, -1:], w[:, :-1], scaled_m.t(), out=u_m)
                 else:
-                    torch.mul(u.unflatten(1, (2, -1)), b.shared[m], out=b.act_pairs[m])
-                torch.mm(b.act[m], transposed[orders + m], out=b.v[m])
-                kept.append(u)
-            out.index_add_(0, block.dst, torch.bmm(block.back, b.v_rows, out=b.y))
+                    torch.mm(w, scaled_m.t(), out=u_m)
+            v = h.new_empty(len(x), sum(out_columns))
+            for w, act_m, v_m in zip(second, _gate(layout, u), v.split(out_columns, 1), strict=True):
+                torch.mm(act_m.t(), w.t(), out=v_m)
+            y = torch.bmm(block.back.transpose(1, 2), v.unflatten(1, (layout.rows, -1)))  # (n, K, C)
+            out.index_add_(0, block.dst, y)
+            kept += [x, u]
         ctx.save_for_backward(h, hidden, *weights, *kept)
         ctx.layout, ctx.edges, ctx.weights = layout, edges, len(weights)
         return out
@@ -52,139 +59,102 @@ class _Message(torch.autograd.Function):
     def backward(ctx, grad):
         layout, edges = ctx.layout, ctx.edges
         h, hidden, *saved = ctx.saved_tensors
-        (w_radial, *matrices), kept = saved[: ctx.weights], saved[ctx.weights :]
-        orders, size, gates, channels = layout.mmax + 1, layout.hidden, layout.gates, h.shape[2]
-        d_hidden = torch.zeros_like(hidden)
-        d_ends = [h.new_zeros(*h.shape[:2], 2 * channels) for _ in range(2)]  # by source, by target
-        d_w_radial, *d_matrices = d_weights = [torch.zeros_like(w) for w in saved[: ctx.weights]]
-        d_w_radial, w_radial = _split_radial(layout, d_w_radial), _split_radial(layout, w_radial)
-        transposed = [w.t().contiguous() for w in w_radial]
-        inputs = [w[:, :-1] if m in (0, orders) else w for m, w in enumerate(matrices)]  # without the biases
-        for i, (block, b) in enumerate(_blocks(layout, edges, h, hidden, d_hidden)):
-            torch.bmm(
-                block.back.transpose(1, 2), torch.index_select(grad, 0, block.dst, out=b.y), out=b.v_rows
-            )
-            b.rotate_in(h, block)
-            us = kept[i * orders : (i + 1) * orders]
-            b.gate_scalars(us[0])
-            d_gates = b.d_gates.zero_()
-            for m in reversed(range(orders)):  # m = 0 last: it needs the gates' gradient of all others
-                u, du, dv = us[m], b.du[m], b.v[m]
+        weights, kept = saved[: ctx.weights], saved[ctx.weights :]
+        radial, first, second = _by_convolution(layout, weights)
+        columns, out_columns = layout.columns(2 * h.shape[2]), layout.columns(h.shape[2])
+        # transposed, so that the long side is the one that products like long
+        d_hidden, d_radial = hidden.new_empty(hidden.shape[::-1]), radial.new_zeros(radial.shape[::-1])
+        d_first, d_second = [w.new_zeros(w.shape[::-1]) for w in first], [torch.zeros_like(w) for w in second]
+        d_source, d_target = (h.new_zeros(*h.shape[:2], 2 * h.shape[2]) for _ in range(2))
+        d_hidden_blocks = d_hidden.split(_block_size(hidden), 1)
+        for i, block in enumerate(_blocks(edges, hidden)):
+            x, u = kept[2 * i : 2 * i + 2]
+            dv = torch.bmm(block.back, grad.index_select(0, block.dst)).flatten(1).split(out_columns, 1)
+            d_act = []
+            for w, d_w, act_m, dv_m in zip(second, d_second, _gate(layout, u), dv, strict=True):
+                torch.addmm(d_w, dv_m.t(), act_m.t(), out=d_w)
+                d_act.append(w.t() @ dv_m.t())
+            r = block.hidden @ radial.t()  # (n, R * 2C)
+            dx = torch.empty_like(x)
+            parts = zip((x * r).split(columns, 1), dx.split(columns, 1), strict=True)
+            for m, (du_m, (scaled_m, dx_m)) in enumerate(
+                zip(_gate_backward(layout, u, d_act), parts, strict=True)
+            ):
+                inputs = scaled_m.shape[1]  # all columns of the weight but the bias
+                d_w = d_first[m][:inputs]
+                torch.addmm(d_w, scaled_m.t(), du_m.t(), out=d_w)
+                torch.mm(du_m.t(), first[m][:, :inputs], out=dx_m)
                 if m == 0:
-                    d_act = torch.mm(dv, inputs[orders], out=b.d_act0)
-                    d_gates.addcmul_(u[:, size + gates :], d_act[:, size:])
-                    torch.mul(d_act[:, size:], b.gates, out=du[:, size + gates :])
-                    aten, scalars = torch.ops.aten, slice(0, size)
-                    aten.silu_backward.grad_input(d_act[:, scalars], u[:, scalars], grad_input=du[:, scalars])
-                    aten.sigmoid_backward.grad_input(d_gates, b.gates, grad_input=du[:, size : size + gates])
-                else:
-                    torch.mul(u.unflatten(1, (2, -1)), b.shared[m], out=b.act_pairs[m])
-                    torch.mm(dv, inputs[orders + m], out=du)
-                    for part, d_part in zip(u.chunk(2, 1), b.du_halves[m], strict=True):
-                        b.d_shared[m].addcmul_(part, d_part)
-                    b.du_pairs[m].mul_(b.shared[m])
-                d_matrices[orders + m].addmm_(dv.t(), b.act[m])
-                torch.mm(block.hidden, transposed[m], out=b.r[m])
-                torch.mul(b.x_pairs[m], b.r_pairs[m], out=b.scaled_pairs[m])
-                d_matrices[m].addmm_(du.t(), b.scaled[m])
-                torch.mm(du, inputs[m], out=b.dx[m])
-                dr = torch.mul(b.x_halves[m][0], b.dx_halves[m][0])
-                if m:
-                    dr.addcmul_(b.x_halves[m][1], b.dx_halves[m][1])
-                d_w_radial[m].addmm_(dr.t(), block.hidden)
-                block.d_hidden.addmm_(dr, w_radial[m])
-                torch.mul(b.dx_pairs[m], b.r_pairs[m], out=b.x_pairs[m])
-            torch.bmm(block.wigner.transpose(1, 2), b.x_rows, out=b.ends)
-            d_ends[0].index_add_(0, block.src, b.ends)
-            d_ends[1].index_add_(0, block.dst, b.ends)
-        d_h = d_ends[0][..., :channels] + d_ends[1][..., channels:]
-        return None, None, d_h, d_hidden, *d_weights
+                    d_first[0][-1] += du_m.sum(1)
+            dr = x * dx
+            torch.addmm(d_radial, block.hidden.t(), dr, out=d_radial)
+            torch.mm(radial.t(), dr.t(), out=d_hidden_blocks[i])
+            dx = dx.mul_(r).unflatten(1, (layout.rows, -1))
+            d_ends = torch.bmm(block.wigner.transpose(1, 2), dx)  # (n, K, 2C)
+            d_source.index_add_(0, block.src, d_ends)
+            d_target.index_add_(0, block.dst, d_ends)
+        d_h = d_source[..., : h.shape[2]] + d_target[..., h.shape[2] :]
+        return None, None, d_h, d_hidden.t(), d_radial.t(), *(d.t() for d in d_first), *d_second
 
 
-class _Buffers:
-    """Room for n edges. Lists have one entry for every |m|; pairs are (n, 1 or 2, columns), +m and -m."""
-
-    def __init__(self, layout: Layout, h: Tensor, n: int):
-        (coefficients, channels), size, gates = h.shape[1:], layout.hidden, layout.gates
-        columns, hidden_columns = layout.columns(2 * channels), layout.columns(size)
-
-        def pairs(parts):
-            return [part.unflatten(1, (2 if m else 1, -1)) for m, part in enumerate(parts)]
-
-        def halves(parts):
-            return [part.unbind(1) for part in pairs(parts)]
-
-        def room(columns):  # the |m| take turns in one piece of memory
-            memory = h.new_empty(n * max(columns))
-            return [memory[: n * count].view(n, count) for count in columns]
-
-        def room_and_one(columns):  # m = 0 ends with a column of ones, for the bias
-            first, others = h.new_ones(n, columns[0] + 1), room(columns)[1:]
-            return [first, *others], pairs([first[:, :-1], *others])
-
-        self.size = size
-        self.ends = h.new_empty(n, coefficients, 2 * channels)
-        self.y = h.new_empty(n, coefficients, channels)
-        x = h.new_empty(n, layout.rows * 2 * channels)
-        self.x_rows = x.unflatten(1, (layout.rows, -1))
-        self.x_pairs, self.x_halves = pairs(x.split(columns, 1)), halves(x.split(columns, 1))
-        self.r = room([k * 2 * channels for k in layout.degrees])
-        self.r_pairs = [r[:, None] for r in self.r]
-        self.squashed = h.new_empty(n, size + gates)
-        self.gates, self.d_gates = self.squashed[:, size:], h.new_empty(n, gates)
-        self.shared = [None, *(self.gates[:, None, m * size :] for m in range(layout.mmax))]
-        self.d_shared = [None, *(self.d_gates[:, m * size :] for m in range(layout.mmax))]
-        self.scaled, self.scaled_pairs = room_and_one(columns)
-        self.act, self.act_pairs = room_and_one(hidden_columns)
-        self.dx, self.du = room(columns), room([size + 2 * gates, *hidden_columns[1:]])
-        self.dx_pairs, self.dx_halves = pairs(self.dx), halves(self.dx)
-        self.du_pairs, self.du_halves = pairs(self.du), [du.chunk(2, 1) for du in self.du]
-        self.d_act0 = h.new_empty(n, size + gates)
-        v = h.new_empty(n, layout.rows * channels)
-        self.v, self.v_rows = v.split(layout.columns(channels), 1), v.unflatten(1, (layout.rows, -1))
-
-    def rotate_in(self, h: Tensor, block: _Block) -> None:
-        """x = features of both ends in the edge's frame, (n, R * 2C)."""
-        channels = h.shape[2]
-        torch.index_select(h.view(-1, channels), 0, block.ends, out=self.ends.view(-1, channels))
-        torch.bmm(block.wigner, self.ends, out=self.x_rows)
-
-    def gate_scalars(self, u: Tensor) -> None:
-        """The gates, and act of m = 0: SiLU of the scalars, the gated degrees l > 0."""
-        size, stop = self.size, self.squashed.shape[1]
-        torch.sigmoid(u[:, :stop], out=self.squashed)
-        torch.mul(u[:, :size], self.squashed[:, :size], out=self.act[0][:, :size])
-        torch.mul(u[:, stop:], self.gates, out=self.act[0][:, size:-1])
+def _gate(layout: Layout, u: Tensor) -> list[Tensor]:
+    """What the second convolution takes for every |m|, (columns, n); that of m = 0 ends with ones for the bias."""
+    size, stop = layout.hidden, layout.hidden + layout.gates
+    u0, *others = u.split(layout.first_outputs)
+    squashed = torch.sigmoid(u0[:stop])
+    gates = squashed[size:]
+    act0 = u.new_ones(stop + 1, u.shape[1])
+    torch.mul(u0[:size], squashed[:size], out=act0[:size])  # SiLU
+    torch.mul(u0[stop:], gates, out=act0[size:-1])
+    pairs = (u_m.unflatten(0, (2, -1)) * gates[m * size :] for m, u_m in enumerate(others))
+    return [act0, *(pair.flatten(0, 1) for pair in pairs)]
 
 
+def _gate_backward(layout: Layout, u: Tensor, d_act: list[Tensor]) -> list[Tensor]:
+    """Gradient of u for every |m| from those of ``_gate``'s results, which it overwrites."""
+    size, stop, aten = layout.hidden, layout.hidden + layout.gates, torch.ops.aten
+    (u0, *others), (d_act0, *d_others) = u.split(layout.first_outputs), d_act
+    gates = torch.sigmoid(u0[size:stop])
+    du0 = torch.empty_like(u0)
+    torch.mul(d_act0[size:-1], gates, out=du0[stop:])
+    d_gates = d_act0[size:-1].mul_(u0[stop:])
+    for m, (u_m, d_m) in enumerate(zip(others, d_others, strict=True)):
+        for sign, d_sign in zip(u_m.chunk(2), d_m.chunk(2), strict=True):
+            d_gates[m * size :].addcmul_(sign, d_sign)
+        d_m.unflatten(0, (2, -1)).mul_(gates[m * size :])
+    aten.silu_backward.grad_input(d_act0[:size], u0[:size], grad_input=du0[:size])
+    aten.sigmoid_backward.grad_input(d_gates, gates, grad_input=du0[size:stop])
+    return [du0, *d_others]
+
+
+@dataclass(frozen=True)
 class _Block:
-    """A run of edges: views of what belongs to them."""
+    """A run of n edges: views of what belongs to them."""
 
-    def __init__(self, src, dst, wigner, back, ends, hidden, d_hidden=None):
-        self.edges, self.src, self.dst, self.wigner = len(src), src, dst, wigner
-        self.back, self.ends, self.hidden, self.d_hidden = (
-            back.transpose(1, 2),
-            ends.flatten(),
-            hidden,
-            d_hidden,
-        )
+    src: Tensor
+    dst: Tensor
+    wigner: Tensor
+    back: Tensor
+    ends: Tensor
+    hidden: Tensor
 
-
-def _blocks(layout: Layout, edges: Edges, h: Tensor, *per_edge: Tensor):
-    """Pairs of a block, all alike but for the last, and its buffers."""
-    count, buffers = len(edges.src), {}
-    size = max(count, 1)
-    if h.device.type == "cpu":
-        room = layout.rows * (2 * h.shape[1] + 6 * h.shape[2] + 3 * layout.hidden) * h.element_size()
-        size = -(-size // -(-size * room // CPU_BLOCK))
-    tensors = (edges.src, edges.dst, edges.wigner, edges.back, edges.ends, *per_edge)
-    for parts in zip(*(t.split(size) for t in tensors), strict=True) if count else ():
-        block = _Block(*parts)
-        if block.edges not in buffers:
-            buffers[block.edges] = _Buffers(layout, h, block.edges)
-        yield block, buffers[block.edges]
+    def rotate_in(self, h: Tensor) -> Tensor:
+        """Features of both ends in the edge's frame, (n, R * 2C)."""
+        ends = h.flatten(0, 1).index_select(0, self.ends.flatten())
+        return torch.bmm(self.wigner, ends.view(-1, h.shape[1], 2 * h.shape[2])).flatten(1)
 
 
-def _split_radial(layout: Layout, weight: Tensor) -> list[Tensor]:
-    rows = len(weight) // sum(layout.degrees)
-    return list(weight.split([k * rows for k in layout.degrees]))
+def _block_size(hidden: Tensor) -> int:
+    return CPU_BLOCK if hidden.device.type == "cpu" else max(len(hidden), 1)
+
+
+def _blocks(edges: Edges, hidden: Tensor) -> Iterator[_Block]:
+    size = _block_size(hidden)
+    tensors = (edges.src, edges.dst, edges.wigner, edges.back, edges.ends, hidden)
+    return (_Block(*parts) for parts in zip(*(t.split(size) for t in tensors), strict=True))
+
+
+def _by_convolution(layout: Layout, weights: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The radial Linear's matrix, then for each convolution one for every |m|."""
+    radial, *matrices = (w.detach() for w in weights)
+    return radial, matrices[: layout.mmax + 1], matrices[layout.mmax + 1 :]

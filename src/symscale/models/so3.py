@@ -108,20 +108,20 @@ class Wigner(nn.Module):
                 self.register_buffer(f"product_{l}", torch.tensor(product), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        edges = frames.shape[0]
-        out = frames.new_zeros(edges, self.rows, (self.lmax + 1) ** 2)
-        out[:, 0, 0] = 1.0
+        edges, size = frames.shape[0], (self.lmax + 1) ** 2
+        frames = frames.permute(1, 2, 0).contiguous()  # edges last: element-wise work runs along them
+        out = frames.new_zeros(self.rows, size, edges)
+        out[0, 0] = 1.0
         block = frames
         for l in range(1, self.lmax + 1):
             if l > 1:
-                kron = block[:, :, None, :, None] * frames[:, None, :, None, :]  # (E, 2l-1, 3, 2l-1, 3)
+                kron = block[:, None, :, None] * frames[None, :, None]  # (2l-1, 3, 2l-1, 3, E)
                 product = getattr(self, f"product_{l}").to(frames.dtype)
-                rows = product.shape[1] // (2 * l + 1)  # -1 would be ambiguous without edges
-                block = (kron.flatten(1) @ product).view(edges, rows, 2 * l + 1)
+                block = (product.t() @ kron.flatten(0, 3)).unflatten(0, (-1, 2 * l + 1))
             last = l == self.lmax and l > 1
-            kept = block if last else block.index_select(1, getattr(self, f"kept_{l}"))
-            out[:, getattr(self, f"at_{l}"), l * l : (l + 1) ** 2] = kept
-        return out
+            kept = block if last else block.index_select(0, getattr(self, f"kept_{l}"))
+            out[getattr(self, f"at_{l}"), l * l : (l + 1) ** 2] = kept
+        return out.flatten(0, 1).t().contiguous().view(edges, self.rows, size)
 
 
 class SphereGrid(nn.Module):
