@@ -122,7 +122,7 @@ def sweep(q: Question) -> Answer:
         widths = float(rows["width"].max() / rows["width"].min())
         if widths > 1.15:
             words.append(
-                f"{arch}: the width differs {widths:.2f}-fold along {name}, and so does the learning rate that goes as "
+                f"{arch}: the width differs {widths:.2f}-fold along {name}, and with it a learning rate that goes as "
                 "1/w: a short run may prefer the faster one"
             )
         sentences.append(sentence)
