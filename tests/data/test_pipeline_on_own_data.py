@@ -9,7 +9,6 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
-import pytest
 import yaml
 
 from symscale.curves import read_curve
@@ -17,7 +16,6 @@ from symscale.curves import read_curve
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
 def test_omol25_shards_extxyz_and_npz_run_end_to_end(tmp_path, shard_folder, ase_atoms, molecules):
     """The paper's config with toy shards and small ladders of its four architectures gives a report; an extxyz of
     MD17 form and an npz, in a folder with spaces, need a line or two of config each to give a curve."""
