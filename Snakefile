@@ -55,3 +55,8 @@ onstart:
         for job in workflow.dag.needrun_jobs()
         if job.rule.name == "pack"
     )
+    # Snakemake's default limit of 100 jobs a second starts a timer in every scheduling round, and every timer starts a
+    # round: after hundreds of jobs the scheduler keeps a core busy (snakemake issue 2967). Only a limit asked for stays.
+    limiter = workflow.scheduler.job_rate_limiter
+    if limiter and (limiter.max_jobs, limiter.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None

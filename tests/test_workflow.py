@@ -160,3 +160,19 @@ def test_cell_json_is_the_resolved_spec(checkout):
     written = json.loads((checkout / "results/mpnn_w32_s2/cell.json").read_text())
     assert written == json.loads(cells.cell_document(config, spec))
     assert cells.read_cell(checkout / "results/mpnn_w32_s2/cell.json")[0] == spec
+
+
+def test_scheduler_leaves_no_timers_behind(checkout):
+    """One timer a round, each starting another round, would have Snakemake burn a core on a sweep of hundreds of cells;
+    a limit that was asked for keeps them."""
+    (checkout / "Watched").write_text(
+        'include: "Snakefile"\n\n\nonsuccess:\n    import threading\n\n'
+        "    print('timers', sum(isinstance(t, threading.Timer) for t in threading.enumerate()))\n"
+    )
+    cells = [f"results/{name}/cell.json" for name in ("mpnn_w32", "mpnn_w64", "egnn_w8", "esen_c4")]
+    status, text = snakemake(checkout, "-s", "Watched", *cells)
+    assert status == 0 and "timers 0" in text, text
+    status, text = snakemake(
+        checkout, "-s", "Watched", *cells, "--forceall", "--max-jobs-per-timespan", "50/1s"
+    )
+    assert status == 0 and "timers 0" not in text and "timers " in text, text
