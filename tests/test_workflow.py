@@ -163,8 +163,8 @@ def test_cell_json_is_the_resolved_spec(checkout):
 
 
 def test_scheduler_leaves_no_timers_behind(checkout):
-    """One timer a round, each starting another round, would have Snakemake burn a core on a sweep of hundreds of cells;
-    a limit that was asked for keeps them."""
+    """One timer a round, each starting another round, would have Snakemake burn a core on a sweep of hundreds of
+    cells; a limit that was asked for keeps them."""
     (checkout / "Watched").write_text(
         'include: "Snakefile"\n\n\nonsuccess:\n    import threading\n\n'
         "    print('timers', sum(isinstance(t, threading.Timer) for t in threading.enumerate()))\n"
