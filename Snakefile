@@ -28,7 +28,7 @@ include: "workflow/rules/analysis.smk"
 include: "workflow/rules/report.smk"
 
 
-if "simulation" in config:
+if "simulation" in sweep.config:
 
     include: "workflow/rules/simulate.smk"
 

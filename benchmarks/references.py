@@ -289,8 +289,8 @@ REFERENCES = {"esen": FairchemESEN, "gemnet": FairchemGemNet, "egnn": DirectEGNN
 
 
 def build_reference(spec: CellSpec) -> nn.Module | None:
-    """The reference at the sizes of a cell; None where there is none (MPNN)."""
-    if spec.arch not in REFERENCES:
+    """The reference at the sizes of a cell; None where there is none (MPNN, a model with something around it)."""
+    if spec.arch not in REFERENCES or spec.conservative or spec.equivariant_by != "none":
         return None
     torch.manual_seed(spec.seed)
     return REFERENCES[spec.arch](spec)

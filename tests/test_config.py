@@ -71,6 +71,14 @@ def edited(changes):
             {"studies/main/ask": "sweep", "studies/main/over": ["rate"]},
             "studies.main.over: 'rate' is none of",
         ),
+        (
+            {"studies/main/ask": "sweep", "studies/main/over": ["equivariant_by"]},
+            "studies.main.over: 'sweep' goes along a number",
+        ),
+        (
+            {"studies/main/ask": "sweep", "studies/main/over": ["seed"]},
+            "studies.main.over: 'seed' is the same in all of its cells",
+        ),
         ({"studies/main/samples": [4]}, "studies.main.samples: only 'ask: group_average'"),
         ({"analysis/bootstraps": 0}, "analysis.bootstraps"),
         ({"analysis/linf": 3}, "analysis.linf"),

@@ -176,3 +176,14 @@ def test_scheduler_leaves_no_timers_behind(checkout):
         checkout, "-s", "Watched", *cells, "--forceall", "--max-jobs-per-timespan", "50/1s"
     )
     assert status == 0 and "timers 0" not in text and "timers " in text, text
+
+
+def test_a_simulated_config_lies_under_another_one(checkout):
+    """`simulation` counts wherever it stands: taken over from a base it simulates, taken away it trains."""
+    head = "base: config/simulated-paper.yaml\nresults: results/mine\n"
+    (checkout / "mine.yaml").write_text(head)
+    status, text = snakemake(checkout, "-n", "--configfile", "mine.yaml")
+    assert status == 0 and jobs(text)["simulate"] == 1 and "train" not in jobs(text), text
+    (checkout / "mine.yaml").write_text(head + "simulation: null\n")
+    status, text = snakemake(checkout, "-n", "--configfile", "mine.yaml")
+    assert status == 0 and "simulate" not in jobs(text) and jobs(text)["train"] > 48, text

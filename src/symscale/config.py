@@ -53,9 +53,12 @@ def check(config: dict) -> dict:
             )
         _check_question(study, entry)
         try:
-            study_cells(config, study)
+            cells = study_cells(config, study).values()
         except UserError as error:
             raise UserError(f"config: studies.{study}: {error}") from None
+        for field in entry.get("over", []):
+            if len({getattr(spec, field) for spec in cells}) < 2:
+                raise UserError(f"config: studies.{study}.over: '{field}' is the same in all of its cells")
     return config
 
 
@@ -71,6 +74,9 @@ def _check_question(study: str, entry: dict) -> None:
     strangers = [field for field in over if field not in fields]
     if strangers:
         raise UserError(f"config: studies.{study}.over: '{strangers[0]}' is none of {', '.join(fields)}")
+    kinds = {f.name: f.type for f in dataclasses.fields(CellSpec)}
+    if ask == "sweep" and (over[0] == "width" or kinds[over[0]] == "str"):
+        raise UserError(f"config: studies.{study}.over: 'sweep' goes along a number, other than the width")
     if "samples" in entry and ask != "group_average":
         raise UserError(f"config: studies.{study}.samples: only 'ask: group_average' reads it")
 

@@ -12,12 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from symscale.data.batch import Batch
 
-# torch counts addmm and baddbmm, but not their in-place forms
-IN_PLACE = {
-    torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * math.prod(a) * b[-1],
-    torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * math.prod(a) * b[-1],
-}
-
 
 @dataclass(frozen=True)
 class StepCost:
@@ -37,16 +31,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-aten = torch.ops.aten
-
-
 def _product_flops(added, left, right, **_) -> int:
     """FLOPs from shapes; one multiplication and one addition for each term."""
     return 2 * math.prod(left) * right[-1]
 
 
 # torch counts addmm but not addmm_, the same product added to its first argument in place
-IN_PLACE = {aten.addmm_: _product_flops, aten.baddbmm_: _product_flops}
+IN_PLACE = {torch.ops.aten.addmm_: _product_flops, torch.ops.aten.baddbmm_: _product_flops}
 
 
 def count_flops(run: Callable[[], object]) -> int:

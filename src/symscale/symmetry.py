@@ -24,6 +24,7 @@ def random_rotations(count: int, generator: torch.Generator) -> Tensor:
 
 def turn(vectors: Tensor, rotations: Tensor, data: Batch) -> Tensor:
     """Rotate the vectors (N, 3) of every molecule by its own matrix (G, 3, 3)."""
+    vectors = vectors.to(torch.promote_types(vectors.dtype, data.pos.dtype))  # bfloat16 has 3 digits
     per_atom = rotations.to(vectors).index_select(0, data.batch)  # (N, 3, 3)
     # autocast would round positions of several Angstrom to 3 digits
     with torch.autocast(vectors.device.type, enabled=False):

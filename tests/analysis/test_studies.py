@@ -147,6 +147,14 @@ def test_fractions_read_off_agree_or_not():
     assert low < np.log(0.9) < high < 0 and value == pytest.approx(np.log(0.9), abs=0.03)
 
 
+def test_runs_that_retrace_the_full_run_are_no_evidence():
+    """On the first r of the data with the full run's own seed every step is the same: agreement by construction."""
+    full = [run("mpnn_w64", width=64, data_fraction=1.0)]
+    part = [run("mpnn_w64_d50", share=0.5, width=64, data_fraction=0.5)]
+    found = repeats.fractions(question(part, full + part))
+    assert found.sentences == () and any("retrace the full run" in w for w in found.words)
+
+
 def test_seeds_give_back_their_spread():
     """A planted sd lies in the interval in 19 of 20 cases, and its pooled value is right on average."""
     rng, inside, values = np.random.default_rng(2), [], []
@@ -211,7 +219,14 @@ def test_repeats_that_are_worth_fresh_data_break_nothing():
 def test_augmentation_that_does_not_help_is_not_praised():
     """The same break with and without."""
     found = repeats.epochs(epoch_question(breaks_at=5, augmented=5))
-    assert any("it does not mend the break" in s for s in found.sentences)
+    assert any("no mending is told from the noise" in s for s in found.sentences)
+
+
+def test_one_width_shows_no_mending_either_way():
+    """A single difference has no interval: the sentence gives the share and claims nothing."""
+    found = repeats.epochs(epoch_question(breaks_at=5, augmented=8, widths=(64,)))
+    assert any("without an interval" in s for s in found.sentences)
+    assert not any("no mending" in s or "mends" in s for s in found.sentences)
 
 
 def test_an_architecture_that_stalls_is_told_from_one_that_learns():

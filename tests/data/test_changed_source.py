@@ -65,6 +65,9 @@ def test_workflow_packs_again_when_a_source_changes_and_only_then(sweep, molecul
     before = open_pack(str(pack)).content_hash
     source.parent.rename(source.parent.with_name("elsewhere"))  # to save space, say: the pack is enough
     assert "Nothing to be done" in snakemake("-n")
+    source.parent.mkdir()  # the folder there, its files gone
+    assert "Nothing to be done" in snakemake("-n")
+    source.parent.rmdir()
     source.parent.with_name("elsewhere").rename(source.parent)
     assert "Nothing to be done" in snakemake("-n")
 

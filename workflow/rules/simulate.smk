@@ -12,6 +12,6 @@ rule simulate:
     log:
         f"{sweep.logs}/simulate.log",
     params:
-        seed=config["simulation"]["seed"],
+        seed=sweep.config["simulation"]["seed"],
     shell:
         "{SYMSCALE} simulate {input:q} --seed {params.seed} 2> {log:q}"

@@ -38,6 +38,12 @@ def fractions(q: Question) -> Answer:
     full_runs = q.sweep[(number(q.sweep, "data_fraction") == 1) & (number(q.sweep, "epochs") == 1)]
     part = q.points.assign(r=number(q.points, "data_fraction"))
     rows, numbers, sentences, words = [], {}, [], []
+    full_seeds = set(full_runs["seed"])
+    retraced = (part["r"] < 1) & part["seed"].isin(full_seeds & {0}) & (number(part, "epochs") == 1)
+    if retraced.any():
+        count = part.loc[retraced, "run"].nunique()
+        words.append(f"{count} runs of seed 0 left out: they retrace the full run step by step")
+        part = part[~retraced]
     for (arch, width), found in part[part["r"] < 1].groupby(["arch", "width"]):
         full = full_runs[(full_runs["group"] == arch) & (full_runs["width"] == width)]
         curves = [curve for _, curve in full.groupby("run")]
@@ -130,7 +136,7 @@ def replicates(q: Question) -> Answer:
             sentence += (
                 "; the law misses more than the noise explains"
                 if residual > high
-                else "; the noise explains the residuals"
+                else "; the residuals are not told from the noise"
             )
         sentences.append(sentence)
     words = () if len(table) else ("no two runs of one size",)
@@ -207,6 +213,8 @@ def epochs(q: Question) -> Answer:
         sentences.append(sentence)
         if end["runs"] < 3:
             words.append(f"{group}: {counted(end['runs'], 'width')} only: the intervals are indicative")
+    if not run_noise(q.sweep)[1]:
+        words.append("no replicate seeds in this sweep: 2 % stands for the noise between runs")
     sentences += _augmented(table, broken, numbers)
     for first, second in combinations(sorted(broken), 2):
         a, b = q.analyses.get(first), q.analyses.get(second)
@@ -234,10 +242,12 @@ def _augmented(table: pd.DataFrame, broken: dict[str, float], numbers: dict) -> 
             verdict = "there was nothing to mend"
         elif not np.isfinite(broken[group]):
             verdict = "it mends the break"
+        elif not np.isfinite(change[2]):
+            verdict = f"of one width, {share:.0%} of the excess is gone, without an interval"
         elif change[2] < 0:
             verdict = f"it mends part of the break ({share:.0%} of the excess)"
         else:
-            verdict = "it does not mend the break"
+            verdict = "no mending is told from the noise"
         out.append(f"augmentation changes the final loss of {plain} by {percent(change)}: {verdict}")
     return out
 

@@ -156,7 +156,9 @@ def learning(q: Question) -> Answer:
         numbers[f"fall:{group}"] = (fall, NAN, NAN)
         best = found.loc[found["final"].idxmin()]
         doubling = tuple(np.log(2) * v for v in value)
-        if value[2] >= 0:
+        if not np.isfinite(value[2]):
+            still = ": one run, so no interval"
+        elif value[2] >= 0:
             still = ": no learning is told from the noise there"
         else:
             still = ": it has all but stopped learning" if np.expm1(doubling[0]) > STOPPED else ""
@@ -192,22 +194,25 @@ def kappa(q: Question) -> Answer:
             atoms=last["D"], kappa=last["C"] * 1e15 / (3 * last["N"] * last["D"])
         )
         words = ("counted in training only, where C is proportional to D: nothing is said about D",)
-    table = table.assign(flops=3 * table["kappa"] * table["N"] * table["atoms"])
+    groups = q.points.drop_duplicates("cell").set_index("cell")["group"]  # a variant has a kappa of its own
+    table = table.assign(
+        group=table["cell"].map(groups), flops=3 * table["kappa"] * table["N"] * table["atoms"]
+    )
     numbers, sentences = {}, []
-    for arch, rows in table.groupby("arch"):
+    for group, rows in table.groupby("group"):
         by_size = rows.assign(log=np.log(rows["kappa"])).groupby("N")["log"].mean()
         mean = tuple(float(np.exp(v)) for v in mean_interval(by_size))
         drift = slope_interval(np.log(by_size.index.to_numpy(float)), by_size)
-        numbers[f"kappa:{arch}"], numbers[f"drift_N:{arch}"] = mean, drift
+        numbers[f"kappa:{group}"], numbers[f"drift_N:{group}"] = mean, drift
         if len(by_size) < 2:
-            sentences.append(f"{arch}: kappa = {mean[0]:.2f} at one size, which says nothing about a drift")
+            sentences.append(f"{group}: kappa = {mean[0]:.2f} at one size, which says nothing about a drift")
             continue
-        sentence = f"{arch}: kappa = {bounds(mean, 2)} over {len(by_size)} sizes, going with N as "
+        sentence = f"{group}: kappa = {bounds(mean, 2)} over {len(by_size)} sizes, going with N as "
         sentence += f"N^{bounds(drift, sign='+')}"
         slopes = [slope_interval(np.log(r["atoms"]), np.log(r["kappa"]))[0] for _, r in rows.groupby("cell")]
         slopes = [s for s in slopes if np.isfinite(s)]
         if slopes:
-            numbers[f"drift_D:{arch}"] = mean_interval(slopes)
+            numbers[f"drift_D:{group}"] = mean_interval(slopes)
             sentence += f" and with D as D^{bounds(mean_interval(slopes), sign='+')}"
         spread = float(np.exp(by_size.max() - by_size.min()))
         sentence += f"; largest over smallest {spread:.2f}: " + (

@@ -134,6 +134,10 @@ def group_average(q: Question) -> Answer:
     table = q.averaging[q.averaging["cell"].isin(groups.index)].assign(loss=lambda t: t["val_loss"])
     table = table.assign(group=table["cell"].map(groups), run=table["cell"]).reset_index(drop=True)
     plain = table[table["M"] == 0].set_index("cell")["loss"]
+    table = table[table["cell"].isin(plain.index)].reset_index(drop=True)
+    if not len(table):
+        word = "no loss without averaging (M = 0) to compare with"
+        return Answer(q.study, "group_average", table, {}, (), (word,))
     table["gain"] = np.log(table["cell"].map(plain)) - np.log(table["loss"])
     numbers, sentences, words = {}, [], []
     for group, rows in table.groupby("group"):
@@ -151,7 +155,9 @@ def group_average(q: Question) -> Answer:
         sentence = (
             f"{group}: the average over {most} rotations changes the loss by {change} ({len(last)} models); "
         )
-        if gain[1] <= 0 <= gain[2]:
+        if not np.isfinite(gain[1]):
+            sentence += "too few models for an interval"
+        elif gain[1] <= 0 <= gain[2]:
             sentence += "no gain is told from the noise"
         else:
             sentence += f"a tenth or less of that is still to come from M = {reached} on"
@@ -222,6 +228,11 @@ def answer(
             continue
         groups = {a.group: a for a in analyses}
         over = tuple(entry.get("over", ()))
+        same = [field for field in over if field not in clean]  # the table has only what varies
+        if same:
+            word = f"{same[0]} is the same in all curves that are there"
+            out.append(Answer(name, entry["ask"], pd.DataFrame(), {}, (), (word,)))
+            continue
         question = Question(name, mine, clean, groups, comparisons, over, options=options, **(measured or {}))
         out.append(QUESTIONS[entry.get("ask", "exponents")](question))
     return out

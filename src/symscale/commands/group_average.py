@@ -18,9 +18,9 @@ def add_arguments(parser) -> None:
         "--samples",
         nargs="+",
         type=int,
-        default=[1, 2, 4, 8, 16, 32, 64],
+        default=[0, 1, 2, 4, 8, 16, 32, 64],
         metavar="M",
-        help="numbers of rotations (default: 1 2 4 ... 64); 0 is the model as it is",
+        help="numbers of rotations (default: 0 1 2 4 ... 64); 0 is the model as it is",
     )
     parser.add_argument(
         "--molecules", type=int, default=0, help="validation molecules; default: as in training"

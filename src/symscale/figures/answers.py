@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from symscale.analysis.asking import setting
 from symscale.figures import style
 from symscale.figures.frontiers import draw_frontier
 from symscale.figures.inputs import Analysis, ordered, title
@@ -39,8 +40,8 @@ def grid(a: Analysis, name: str) -> Drawing:
             mark = " *" if row.best else " ≈" if row.tied else ""
             ax.text(x + 0.5, y + 0.5, f"{row.loss:.3g}{mark}", ha="center", va="center", fontsize=7.5,
                     weight="bold" if row.best else "normal")  # fmt: skip
-        ax.set_xticks(np.arange(len(losses.columns)) + 0.5, [f"{v:g}" for v in losses.columns])
-        ax.set_yticks(np.arange(len(losses.index)) + 0.5, [f"{v:g}" for v in losses.index])
+        ax.set_xticks(np.arange(len(losses.columns)) + 0.5, [setting(v) for v in losses.columns])
+        ax.set_yticks(np.arange(len(losses.index)) + 0.5, [setting(v) for v in losses.index])
         ax.grid(visible=False)
         ax.set_xlabel(label(first))
         ax.set_ylabel(label(second) if ax is axes[0] else "")
@@ -208,14 +209,14 @@ def kappa(a: Analysis, name: str) -> Drawing:
     """Figure 2: FLOPs of a training step against N D with C = 3 kappa N D."""
     table, numbers = a.answers[name]["table"], a.answers[name]["numbers"]
     fig, ((ax, each),) = style.figure(2, width=4.0, height=3.4)
-    for arch in ordered(table["arch"].unique()):
-        rows = table[table["arch"] == arch]
-        colour, mark = style.colour(arch), style.marker(arch)
+    for group in ordered(table["group"].unique()):
+        rows = table[table["group"] == group]
+        colour, mark = style.colour(a.arch(group)), style.marker(a.arch(group))
         product = rows["N"] * rows["atoms"]
-        words = f"{title(arch)}: κ = {style.interval(_param(numbers[f'kappa:{arch}']), 2)}"
+        words = f"{title(group)}: κ = {style.interval(_param(numbers[f'kappa:{group}']), 2)}"
         ax.plot(product, rows["flops"], mark, ms=3.5, color=colour, ls="none", label=words, alpha=0.8)
         ends = np.array([product.min(), product.max()], float)
-        ax.plot(ends, 3 * numbers[f"kappa:{arch}"][0] * ends, color=colour, lw=1)
+        ax.plot(ends, 3 * numbers[f"kappa:{group}"][0] * ends, color=colour, lw=1)
         sizes = rows.groupby("N")["kappa"].mean()
         each.plot(sizes.index, sizes, color=colour, marker=mark, ms=4, lw=1)
     for panel, x, y in ((ax, "N D", "FLOPs of training"), (each, "N", "κ = C / (3 N D)")):

@@ -5,8 +5,7 @@ GPU takes all edges as one block. What is in an edge's frame, x before and v aft
 edge, as the batched rotations want it. What lies between the convolutions, u and act, has a *column* per edge: an
 order m or the gates are whole rows, and element-wise work runs along the edges. The products turn one into the
 other, for they read an operand transposed at no cost. Only x and u are kept for the backward pass, which computes
-the cheap rest again. All heavy work is products that FLOP counters see (``addmm_`` they would not). No second
-derivatives.
+the cheap rest again. All heavy work is products that the FLOP counter sees. No second derivatives.
 """
 
 from __future__ import annotations

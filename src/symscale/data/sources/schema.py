@@ -171,9 +171,9 @@ def missing_inputs(entry: dict) -> list[str]:
 
 
 def fingerprint(entry: dict) -> dict[str, list[int]]:
-    """Size and time of change of every file that the entry reads."""
+    """Size and time of change of every file that the entry reads and that is there."""
     found = {}
-    for path in input_paths(entry):
+    for path in filter(os.path.exists, input_paths(entry)):
         files = (
             [os.path.join(d, f) for d, _, fs in os.walk(path) for f in fs] if os.path.isdir(path) else [path]
         )
@@ -186,16 +186,22 @@ def fingerprint(entry: dict) -> dict[str, list[int]]:
 def source_state(entry: dict, folder: str) -> str:
     """A short text that changes with the files behind the pack in ``folder``; nothing of them is read.
 
-    Where the source is gone, as an archive deleted to save space, it is the state that was packed.
+    Files that are gone are no change, as those of an archive deleted to save space: Snakemake would remove the pack's
+    manifest before packing what is left of them.
     """
     try:
-        if missing_inputs(entry):
-            with open(os.path.join(folder, "manifest.json")) as f:
-                files = json.load(f)["fingerprint"]
-        else:
-            files = fingerprint(entry)
+        with open(os.path.join(folder, "manifest.json")) as f:
+            packed = dict(json.load(f)["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
+        packed = {}
+    try:
+        files = fingerprint(entry)
+    except OSError:
         return "unknown"  # packing will say why
+    if not packed and missing_inputs(entry):
+        return "unknown"
+    if packed and all(packed.get(name) == state for name, state in files.items()):
+        files = packed
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
