@@ -52,3 +52,17 @@ def moved(data, matrix=None, shift=None):
     """The batch with every position rotated and shifted; the edges stay, as distances do."""
     pos = data.pos if matrix is None else data.pos @ matrix.T
     return dataclasses.replace(data, pos=pos if shift is None else pos + shift)
+
+
+def ragged_npz(path, molecules, **extra):
+    """Write molecules with z, pos, forces (N, 3) and energy as one archive of ragged arrays; its path."""
+    np.savez(
+        path,
+        z=np.concatenate([m.z for m in molecules]),
+        pos=np.concatenate([m.pos for m in molecules]),
+        forces=np.concatenate([m.forces for m in molecules]),
+        energy=np.array([m.energy for m in molecules]),
+        natoms=np.array([len(m.z) for m in molecules]),
+        **extra,
+    )
+    return path

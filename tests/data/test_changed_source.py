@@ -8,26 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
+from molecules import ragged_npz
 
 from symscale import cells
 from symscale.data.pack import open_pack
 from symscale.data.sources.schema import fingerprint, source_state
 
 ROOT = Path(__file__).parents[2]
-
-
-def write(path, molecules):
-    np.savez(
-        path,
-        z=np.concatenate([m.z for m in molecules]),
-        pos=np.concatenate([m.pos for m in molecules]),
-        forces=np.concatenate([m.forces for m in molecules]),
-        energy=np.array([m.energy for m in molecules]),
-        natoms=np.array([len(m.z) for m in molecules]),
-    )
 
 
 @pytest.fixture
@@ -38,7 +27,7 @@ def sweep(tmp_path, molecules):
     shutil.copy(ROOT / "Snakefile", tmp_path)
     source = tmp_path / "my own data" / "some molecules.npz"
     source.parent.mkdir()
-    write(source, molecules)
+    ragged_npz(source, molecules)
     config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
     config["datasets"] = {
         "mine": {"source": "files", "path": str(source.parent), "validation": 0.2, "check": "off"}
@@ -71,7 +60,7 @@ def test_workflow_packs_again_when_a_source_changes_and_only_then(sweep, molecul
     source.parent.with_name("elsewhere").rename(source.parent)
     assert "Nothing to be done" in snakemake("-n")
 
-    write(source, molecules[:-3])
+    ragged_npz(source, molecules[:-3])
     assert "Params have changed" in snakemake("--cores", "1")
     found = open_pack(str(pack))
     assert found.content_hash != before and len(found.train) + len(found.val) == 33

@@ -8,6 +8,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
+from molecules import ragged_npz
 
 from symscale.data.build import build_pack
 from symscale.data.pack import open_pack
@@ -49,19 +50,6 @@ def md17_text(molecules, factor=1.0):
         for z, x, f in zip(m.z, m.pos, m.forces, strict=True):
             lines.append(" ".join([chemical_symbols[z], *(repr(float(v)) for v in (*x, *(f * factor)))]))
     return "\n".join(lines) + "\n"
-
-
-def ragged_npz(path, molecules, **extra):
-    np.savez(
-        path,
-        z=np.concatenate([m.z for m in molecules]),
-        pos=np.concatenate([m.pos for m in molecules]),
-        forces=np.concatenate([m.forces for m in molecules]),
-        energy=np.array([m.energy for m in molecules]),
-        natoms=np.array([len(m.z) for m in molecules]),
-        **extra,
-    )
-    return path
 
 
 def md_npz(path, molecules, **changes):

@@ -13,6 +13,7 @@ from symscale.analysis.records import Options
 from symscale.analysis.sweep import GroupAnalysis
 
 NAN = float("nan")
+ASSUMED = 0.02  # difference of log L taken for the noise between runs where no replicates were trained
 MIN_DF = 3  # replicates that an architecture needs for a noise of its own: t of 1 or 2 degrees of freedom hides all
 
 
@@ -96,11 +97,18 @@ def run_noise(points: pd.DataFrame, arch: str | None = None) -> tuple[float, int
     return float(np.sqrt(squares / df)), df
 
 
+def reservations(points: pd.DataFrame) -> list[str]:
+    """What an answer that uses `least_difference` says where no replicates stand behind it."""
+    if run_noise(points)[1]:
+        return []
+    return [f"no replicate seeds in this sweep: {100 * ASSUMED:g} % stands for the noise between runs"]
+
+
 def least_difference(points: pd.DataFrame, arch: str) -> float:
-    """Difference of log L between two single runs that the noise from run to run hides (95 %); 0.02 where no
+    """Difference of log L between two single runs that the noise from run to run hides (95 %); ASSUMED where no
     replicates say how large that is."""
     sd, df = run_noise(points, arch)
-    return iv.student(0.0, sd * np.sqrt(2), df)[1] if df else 0.02
+    return iv.student(0.0, sd * np.sqrt(2), df)[1] if df else ASSUMED
 
 
 def bounds(values: tuple[float, float, float], digits: int = 3, sign: str = "") -> str:

@@ -20,6 +20,7 @@ from symscale.analysis.asking import (
     mean_interval,
     number,
     percent,
+    reservations,
     run_noise,
 )
 from symscale.analysis.frontier import extract, fit_frontier
@@ -213,8 +214,7 @@ def epochs(q: Question) -> Answer:
         sentences.append(sentence)
         if end["runs"] < 3:
             words.append(f"{group}: {counted(end['runs'], 'width')} only: the intervals are indicative")
-    if not run_noise(q.sweep)[1]:
-        words.append("no replicate seeds in this sweep: 2 % stands for the noise between runs")
+    words += reservations(q.sweep)
     sentences += _augmented(table, broken, numbers)
     for first, second in combinations(sorted(broken), 2):
         a, b = q.analyses.get(first), q.analyses.get(second)

@@ -18,8 +18,8 @@ from symscale.analysis.asking import (
     least_difference,
     mean_interval,
     percent,
+    reservations,
     resolved,
-    run_noise,
     setting,
     slope_interval,
 )
@@ -69,8 +69,7 @@ def grid(q: Question) -> Answer:
                 f"; at the edge of the grid in {' and '.join(edges)}, so that the optimum may lie beyond"
             )
         sentences.append(sentence)
-    if not run_noise(q.sweep)[1]:
-        words.append("no replicate seeds in this sweep: 2 % stands for the noise between runs")
+    words += reservations(q.sweep)
     return Answer(q.study, "grid", table, numbers, tuple(sentences), tuple(words))
 
 
@@ -126,8 +125,7 @@ def sweep(q: Question) -> Answer:
                 "1/w: a short run may prefer the faster one"
             )
         sentences.append(sentence)
-    if not run_noise(q.sweep)[1]:
-        words.append("no replicate seeds in this sweep: 2 % stands for the noise between runs")
+    words += reservations(q.sweep)
     return Answer(q.study, "sweep", table, numbers, tuple(sentences), tuple(words))
 
 

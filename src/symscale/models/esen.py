@@ -63,10 +63,12 @@ class EquivariantRMSNorm(nn.Module):
         degree = [l for l in range(lmax + 1) for _ in range(2 * l + 1)]
         self.register_buffer("degree", torch.tensor(degree), persistent=False)
         share = [1 / ((2 * l + 1) * (lmax + 1) * channels) for l in degree]
+        first = torch.tensor([[l == 0] for l in degree], dtype=torch.float64)  # (K, 1)
+        self.register_buffer("first", first, persistent=False)
         self.register_buffer("share", torch.tensor(share, dtype=torch.float64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        first = (self.degree == 0).to(x.dtype)[:, None]  # (K, 1)
+        first = self.first.to(x.dtype)
         x = torch.addcmul(x, x[:, :1].mean(-1, keepdim=True), first, value=-1)  # (N, K, C)
         square = (x.square().sum(-1) @ self.share.to(x.dtype))[:, None, None]  # (N, 1, 1)
         x = x * (square + self.eps).rsqrt()
