@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from molecules import make_batch
+from torch.utils.flop_counter import FlopCounterMode
 
-from symscale.flops import count_flops
+from symscale.flops import IN_PLACE, count_flops
+from symscale.models.common import in_given_order
+from symscale.models.egnn import EGNN
 
 A, B = torch.randn(2, 3, 4), torch.randn(2, 4, 5)
 PRODUCTS = {
@@ -25,3 +29,13 @@ def test_products_count_alike_in_place_or_not(name):
 def test_element_wise_work_counts_nothing():
     """Negative control, and the paper's convention."""
     assert count_flops(lambda: (A * A).sum().exp()) == 0
+
+
+def test_radial_functions_that_a_cpu_leaves_out_count(molecules):
+    """C does not depend on how far a CPU gets with bands: it is that of all columns, and more than was executed."""
+    data, model = make_batch(molecules), EGNN(width=16, depth=2).double()
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as executed:
+        model(data)
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as everything, in_given_order():
+        model(data)
+    assert count_flops(lambda: model(data)) == everything.get_total_flops() > executed.get_total_flops()

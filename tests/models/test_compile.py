@@ -9,12 +9,14 @@ from symscale.models import common
 from symscale.models.egnn import EGNN
 from symscale.models.gemnet import GemNetOC
 from symscale.models.gemnet_kernels import ResidualChain
+from symscale.models.mpnn import MPNN
 
 GEMNET = {"cutoff": 10.0, "max_neighbors": 50, "symmetric": True}
 CASES = {
     "gemnet": (lambda: GemNetOC(width=8, depth=1), GEMNET),
     "gemnet with quadruplets": (lambda: GemNetOC(width=8, depth=1, quadruplets=True), GEMNET),
     "egnn": (lambda: EGNN(width=9, depth=2), {}),
+    "mpnn": (lambda: MPNN(width=9, depth=2), {}),
 }
 CASE = pytest.mark.parametrize("case", CASES)
 

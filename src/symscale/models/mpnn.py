@@ -6,14 +6,24 @@ only; an edge costs element-wise work, which is what brings kappa down to about 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import GraphNorm
 
 from symscale.cells import CellSpec
 from symscale.data.batch import Batch
-from symscale.models.common import GaussianRBF, edge_vectors, graph_sum, scatter_mean
+from symscale.models.common import (
+    GaussianRBF,
+    GraphNorm,
+    apply_function,
+    edge_vectors,
+    graph_sum,
+    scatter_sum,
+)
+from symscale.models.mpnn_kernels import EdgeEmbedding, Linear, NeighbourMean
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return apply_function(Linear, x, layer.weight, layer.bias)
 
 
 class Layer(nn.Module):
@@ -25,12 +35,10 @@ class Layer(nn.Module):
         self.lin1 = nn.Linear(width, width)
         self.lin2 = nn.Linear(width, width)
 
-    def forward(self, h: Tensor, e: Tensor, data: Batch) -> Tensor:
-        src, dst = data.edge_index
-        m = h.index_select(0, src) * e  # (E, w)
-        m = scatter_mean(m, dst, h.shape[0])  # (N, w), eq. (8)
-        m = F.silu(self.norm(m, data.batch, data.num_graphs))
-        return F.silu(self.lin2(F.silu(self.lin1(m))))
+    def forward(self, h: Tensor, e: Tensor, token: Tensor | None, per: Tensor, data: Batch) -> Tensor:
+        m = apply_function(NeighbourMean, data.edge_index, per, h, e, token)  # (N, w), eq. (8)
+        m = F.silu(self.norm(m, data))
+        return F.silu(linear(self.lin2, F.silu(linear(self.lin1, m))))
 
 
 class MPNN(nn.Module):
@@ -86,8 +94,13 @@ class MPNN(nn.Module):
         """Energies (G,) and forces (N, 3), both normalised."""
         r_uv, d = edge_vectors(data)  # (E, 3), (E,)
         vector = data.pos.index_select(0, data.edge_index[0]) if self.absolute else r_uv
-        e = F.silu(torch.cat([self.lin_vector(vector), self.lin_radial(self.rbf(d))], dim=1))  # (E, w)
-        h = F.silu(self.lin_z(self.embed(data.z)))  # (N, w)
-        for layer in self.layers:
-            h = h + layer(h, e, data)
-        return graph_sum(self.energy_head(h), data)[:, 0], self.force_head(h)
+        mlp = (*self.lin_vector.parameters(), *self.lin_radial.parameters())
+        shared = (len(self.layers), len(data.z), data.edge_index)
+        e, *tokens = apply_function(EdgeEmbedding, *shared, vector, self.rbf(d), *mlp)  # (E, w)
+        ones = d.new_ones(d.shape[0], 1)
+        per = scatter_sum(ones, data.edge_index[1], len(data.z)).clamp(min=1).reciprocal()  # (N, 1)
+        h = F.silu(linear(self.lin_z, self.embed(data.z)))  # (N, w)
+        for layer, token in zip(self.layers, tokens, strict=True):
+            h = h + layer(h, e, token, per, data)
+        hidden = self.force_head[1](linear(self.force_head[0], h))
+        return graph_sum(self.energy_head(h), data)[:, 0], self.force_head[2](hidden)
