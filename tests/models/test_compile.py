@@ -7,6 +7,7 @@ from molecules import make_batch, random_molecule
 
 from symscale.models import common
 from symscale.models.egnn import EGNN
+from symscale.models.esen import ESEN
 from symscale.models.gemnet import GemNetOC
 from symscale.models.gemnet_kernels import ResidualChain
 from symscale.models.mpnn import MPNN
@@ -16,6 +17,7 @@ CASES = {
     "gemnet": (lambda: GemNetOC(width=8, depth=1), GEMNET),
     "gemnet with quadruplets": (lambda: GemNetOC(width=8, depth=1, quadruplets=True), GEMNET),
     "egnn": (lambda: EGNN(width=9, depth=2), {}),
+    "esen": (lambda: ESEN(width=4, depth=2, lmax=2, hidden_channels=6), {}),
     "mpnn": (lambda: MPNN(width=9, depth=2), {}),
 }
 CASE = pytest.mark.parametrize("case", CASES)
@@ -31,7 +33,11 @@ def results(model, forward, data):
     model.zero_grad()
     energy, forces = forward(data)
     (energy.sum() + forces.square().sum()).backward()
-    return [energy.detach(), forces.detach(), *(p.grad.clone() for p in model.parameters())]
+    return [
+        energy.detach(),
+        forces.detach(),
+        *(p.grad.clone() for p in model.parameters() if p.grad is not None),
+    ]
 
 
 def difference(found, wanted):

@@ -61,7 +61,30 @@ def row_blocks(x: Tensor, width: int) -> list[slice]:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(0, count)]
     step = max(128, 2**17 // width)
-    return [slice(i, min(i + step, count)) for i in range(0, count, step)]
+    return [slice(i, min(i + step, count)) for i in range(0, max(count, 1), step)]
+
+
+_given_order = False
+
+
+@contextlib.contextmanager
+def in_given_order():
+    """Inside, no work is arranged by the values of tensors: what is executed is what any device would execute."""
+    global _given_order
+    before, _given_order = _given_order, True
+    try:
+        yield
+    finally:
+        _given_order = before
+
+
+def reads_values(x: Tensor) -> bool:
+    """Whether work may be arranged by the values in ``x``: on a CPU, where reading one stalls nothing, and in passes
+    written by hand. Not while torch.compile traces, nor for tensors without values.
+    """
+    if _given_order or _twice or torch.compiler.is_compiling():
+        return False
+    return x.device.type == "cpu" and not isinstance(x, FakeTensor)
 
 
 _given_order = False

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from symscale.cells import CellSpec
 from symscale.data.batch import Batch
 from symscale.models import so2, so2_fast, so3
-from symscale.models.common import GaussianRBF, edge_vectors, graph_sum, polynomial_envelope, scatter_sum
+from symscale.models.common import (
+    GaussianRBF,
+    apply_function,
+    edge_vectors,
+    graph_sum,
+    polynomial_envelope,
+    row_blocks,
+    scatter_sum,
+)
+from symscale.models.grid_mlp import GridMLP
 
 
 class RadialStack(nn.Module):
@@ -39,17 +49,85 @@ class RadialStack(nn.Module):
         w_rbf, w_source, w_target = self.first.weight.split([len(self.rbf.centres), channels, channels], 1)
         source = F.embedding(z, self.source.weight @ w_source.t())  # (N, stack * C)
         target = F.embedding(z, torch.addmm(self.first.bias, self.target.weight, w_target.t()))
-        ends = source.index_select(0, src) + target.index_select(0, dst)  # (E, stack * C)
-        x = torch.addmm(ends, self.rbf(d), w_rbf.t()).view(-1, self.stack, channels)
-        x = _norm_act(x, self.norm_weight[0], self.norm_bias[0]).transpose(0, 1)  # (stack, E, C)
-        x = torch.baddbmm(self.second_bias[:, None], x, self.second_weight.transpose(1, 2))
-        x = _norm_act(x, self.norm_weight[1, :, None], self.norm_bias[1, :, None])
-        return F.pad(x, (0, 1), value=1.0)
+
+        def hidden(rows: slice, d, source, target, w_rbf, weight, bias, second_weight, second_bias) -> Tensor:
+            ends = source.index_select(0, src[rows]).add_(target.index_select(0, dst[rows]))
+            rbf = self.rbf(d[rows])
+            x = torch.addmm(ends, rbf, w_rbf.t()).view(-1, self.stack, channels)
+            x = _norm_act(x, weight[0], bias[0]).transpose(0, 1)  # (stack, rows, C)
+            x = torch.baddbmm(second_bias[:, None], x, second_weight.transpose(1, 2))
+            x = _norm_act(x, weight[1, :, None], bias[1, :, None])
+            return F.pad(x, (0, 1), value=1.0)
+
+        norms = self.norm_weight, self.norm_bias
+        tensors = d, source, target, w_rbf, *norms, self.second_weight, self.second_bias
+        return apply_function(InBlocks, hidden, row_blocks(d, len(w_rbf)), *tensors)
 
 
 def _norm_act(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """SiLU of a LayerNorm that has weights of its own for every member of the stack."""
     return F.silu(torch.addcmul(bias, F.layer_norm(x, x.shape[-1:]), weight))
+
+
+class InBlocks(torch.autograd.Function):
+    """``function(rows, *tensors)``, (..., rows, c), for every block of rows; all side by side, (..., E, c).
+
+    Nothing is kept: the backward pass computes a block again, while it is in cache, and takes its gradients there.
+    """
+
+    @staticmethod
+    def plain(function, blocks, *tensors):
+        return torch.cat([function(rows, *tensors) for rows in blocks], -2)
+
+    @staticmethod
+    def forward(ctx, function, blocks, *tensors):
+        ctx.function, ctx.blocks = function, blocks
+        ctx.save_for_backward(*tensors)
+        return InBlocks.plain(function, blocks, *tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        needed = ctx.needs_input_grad[2:]
+        tensors = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needed, strict=True)]
+        wanted = [t for t in tensors if t.requires_grad]
+        sums = [torch.zeros_like(t) for t in wanted]
+        for rows in ctx.blocks:
+            with torch.enable_grad():
+                out = ctx.function(rows, *tensors)
+            for total, part in zip(sums, torch.autograd.grad(out, wanted, g[..., rows, :]), strict=True):
+                total.add_(part)
+        found = iter(sums)
+        return None, None, *(next(found) if n else None for n in needed)
+
+
+class HarmonicSum(torch.autograd.Function):
+    """Sum over the edges into each atom of Y_k hidden_c: (E, K) and (E, c) -> (N, K, c)."""
+
+    @staticmethod
+    def plain(harmonics, hidden, dst, atoms):
+        return scatter_sum(harmonics[:, :, None] * hidden[:, None], dst, atoms)
+
+    @staticmethod
+    def forward(ctx, harmonics, hidden, dst, atoms):
+        ctx.save_for_backward(harmonics, hidden, dst)
+        out = hidden.new_zeros(atoms, harmonics.shape[1], hidden.shape[1])
+        for rows in row_blocks(hidden, out[0].numel() if atoms else 1):
+            out.index_add_(0, dst[rows], harmonics[rows, :, None] * hidden[rows, None])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        harmonics, hidden, dst = ctx.saved_tensors
+        g_harmonics = torch.empty_like(harmonics) if ctx.needs_input_grad[0] else None
+        g_hidden = torch.empty_like(hidden)
+        for rows in row_blocks(hidden, g[0].numel() if len(g) else 1):
+            there = g.index_select(0, dst[rows])  # (rows, K, c)
+            g_hidden[rows] = torch.bmm(harmonics[rows, None], there)[:, 0]
+            if g_harmonics is not None:
+                g_harmonics[rows] = torch.bmm(there, hidden[rows, :, None])[..., 0]
+        return g_harmonics, g_hidden, None, None
 
 
 class EquivariantRMSNorm(nn.Module):
@@ -86,10 +164,9 @@ class SO2Convolution(nn.Module):
         for linear in self.m:
             linear.weight.data.mul_(0.5**0.5)  # every output sums a real and an imaginary product
 
-    def matrices(self) -> list[Tensor]:
-        """For every |m| one matrix from its inputs to its outputs; that of m = 0 has the bias as last column."""
-        first = torch.cat([self.m0.weight, self.m0.bias[:, None]], 1)
-        return [first, *(so2.complex_matrix(linear.weight) for linear in self.m)]
+    def tensors(self) -> list[Tensor]:
+        """The bias of m = 0, then a matrix for every |m|."""
+        return [self.m0.bias, self.m0.weight, *(linear.weight for linear in self.m)]
 
 
 class Layer(nn.Module):
@@ -111,18 +188,15 @@ class Layer(nn.Module):
         self, h: Tensor, hidden: Tensor, edges: so2.Edges, grid: so3.SphereGrid, plain: bool
     ) -> Tensor:
         radial = torch.cat([self.radial.weight, self.radial.bias[:, None]], 1)  # hidden ends with a 1
-        weights = [self.layout.both_signs(radial), *self.conv1.matrices(), *self.conv2.matrices()]
+        weights = [radial, *self.conv1.tensors(), *self.conv2.tensors()]
         message = so2.message if plain else so2_fast.message
         h = h + message(self.layout, edges, self.norm_edge(h), hidden, weights)
         return h + self.on_grid(self.norm_node(h), grid)
 
     def on_grid(self, h: Tensor, grid: so3.SphereGrid) -> Tensor:
         """Coefficients (N, K, C) -> values at the grid's P points -> MLP -> coefficients."""
-        to_grid, from_grid = grid.to_grid.to(h.dtype), grid.from_grid.to(h.dtype)
-        # points first: then the grid's matrices take all atoms in one product
-        x = (to_grid @ h.transpose(0, 1).flatten(1)).view(-1, h.shape[2])  # (P * N, C)
-        x = self.grid3(F.silu(self.grid2(F.silu(self.grid1(x)))))
-        return (from_grid @ x.view(len(to_grid), -1)).view(h.shape[1], *h.shape[::2]).transpose(0, 1)
+        matrices = (grid.to_grid.to(h.dtype), grid.from_grid.to(h.dtype))
+        return apply_function(GridMLP, h, *matrices, self.grid1.weight, self.grid2.weight, self.grid3.weight)
 
 
 class ESEN(nn.Module):
@@ -198,10 +272,9 @@ class ESEN(nn.Module):
 
     def embed_edges(self, hidden: Tensor, edges: so2.Edges, atoms: int) -> Tensor:
         """Neighbourhood of every atom as coefficients (N, K, C): radial functions times harmonics."""
-        linear = torch.cat([self.edge_degree.weight, self.edge_degree.bias[:, None]], 1)
-        linear = linear.unflatten(0, (self.lmax + 1, -1)).index_select(0, self.norm.degree) / 5.0
-        rad = hidden @ linear.flatten(0, 1).t()  # (E, K * C), alike within a degree
         harmonics = edges.back[:, : self.lmax + 1].sum(1)  # (E, K): the rows of m = 0 have one degree each
-        return scatter_sum(
-            rad.unflatten(1, (harmonics.shape[1], -1)) * harmonics[:, :, None], edges.dst, atoms
-        )
+        sums = apply_function(HarmonicSum, harmonics, hidden, edges.dst, atoms)  # (N, K, C + 1)
+        # a Linear of the radial functions, alike within a degree, once for every atom instead of every edge
+        linear = torch.cat([self.edge_degree.weight, self.edge_degree.bias[:, None]], 1) / 5.0
+        linear = linear.unflatten(0, (self.lmax + 1, -1)).index_select(0, self.norm.degree)  # (K, C, C + 1)
+        return torch.bmm(sums.transpose(0, 1), linear.transpose(1, 2)).transpose(0, 1)

@@ -82,24 +82,23 @@ def complex_matrix(weight: Tensor) -> Tensor:
 def message(layout: Layout, edges: Edges, h: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
     """Sum of the messages at every node, (N, K, C), from node features h (N, K, C).
 
-    hidden (E, c) is the input of the radial Linear. ``weights``: the radial Linear's (R * 2C, c), +m and -m alike,
-    then for each convolution one matrix for every |m|; those of m = 0 have their bias as last column.
+    hidden (E, c) is the input of the radial Linear. ``weights``: the radial Linear's (sum(degrees) * 2C, c), then for
+    each convolution the bias of m = 0 and one matrix for every |m|, those of m > 0 as rows w_r, w_i of eq. (22).
     """
-    w_radial, *matrices = weights
-    orders, (coefficients, channels), size = layout.mmax + 1, h.shape[1:], layout.hidden
+    w_radial, *convolutions = weights
+    orders, (coefficients, channels), size = layout.mmax + 2, h.shape[1:], layout.hidden
+    (bias1, *first), (bias2, *second) = convolutions[:orders], convolutions[orders:]
     x = h.flatten(0, 1).index_select(0, edges.ends.flatten()).view(-1, coefficients, 2 * channels)
-    x = torch.bmm(edges.wigner, x).flatten(1) * (hidden @ w_radial.t())  # (E, R * 2C)
+    x = torch.bmm(edges.wigner, x).flatten(1) * (hidden @ layout.both_signs(w_radial).t())  # (E, R * 2C)
     v = []
     for m, x_m in enumerate(x.split(layout.columns(2 * channels), 1)):
         if m == 0:
-            scalars, gates, u = (F.pad(x_m, (0, 1), value=1.0) @ matrices[0].t()).split(
-                [size, layout.gates, layout.gates], 1
-            )
+            scalars, gates, u = F.linear(x_m, first[0], bias1).split([size, layout.gates, layout.gates], 1)
             gates = gates.sigmoid()
-            u = torch.cat([F.silu(scalars), u * gates, torch.ones_like(u[:, :1])], 1)
+            v.append(F.linear(torch.cat([F.silu(scalars), u * gates], 1), second[0], bias2))
         else:  # +m and -m share gates
-            u = (x_m @ matrices[m].t()).unflatten(1, (2, -1))
+            u = F.linear(x_m, complex_matrix(first[m])).unflatten(1, (2, -1))
             u = (u * gates[:, None, (m - 1) * size :]).flatten(1)
-        v.append(u @ matrices[orders + m].t())
+            v.append(F.linear(u, complex_matrix(second[m])))
     v = torch.cat(v, 1).unflatten(1, (layout.rows, -1))  # (E, R, C)
     return scatter_sum(torch.bmm(edges.back.transpose(1, 2), v), edges.dst, h.shape[0])

@@ -1,11 +1,10 @@
-"""``so2.message`` for constant frames (direct forces): the same products, faster and in less memory.
+"""``so2.message`` for constant frames (direct forces), faster and in less memory; no second derivatives.
 
-On a CPU edges go through in blocks, so that what one product writes is still in cache when the next one reads it; a
-GPU takes all edges as one block. What is in an edge's frame, x before and v after the convolutions, has a row per
-edge, as the batched rotations want it. What lies between the convolutions, u and act, has a *column* per edge: an
-order m or the gates are whole rows, and element-wise work runs along the edges. The products turn one into the
-other, for they read an operand transposed at no cost. Only x and u are kept for the backward pass, which computes
-the cheap rest again. All heavy work is products that the FLOP counter sees. No second derivatives.
+On a CPU edges go through in blocks, whose intermediate results lie in the same few buffers every time and so stay in
+cache; a GPU takes all edges as one block. Only what the rotations give, x, and what the first convolution gives, u,
+is kept for the backward pass, which computes the cheap rest again.
+
+All heavy work is products that the FLOP counter sees.
 """
 
 from __future__ import annotations
@@ -17,39 +16,44 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from symscale.models.so2 import Edges, Layout
+from symscale.models.common import reads_values
+from symscale.models.so2 import Edges, Layout, complex_matrix
 
-CPU_BLOCK = 1024  # edges: fewer, and the calls cost more than the cache saves
+CPU_BLOCK = 2**19  # features of a block's edges: with fewer, calls cost more than the cache saves
+GAUSS = 2**12  # entries of a real matrix: from there on three products are faster than four
+aten = torch.ops.aten
 
 
 def message(layout: Layout, edges: Edges, h: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
     """As ``so2.message``; no gradient for ``edges``."""
-    return _Message.apply(layout, edges, h, hidden, *weights)
+    return _Message.apply(layout, edges, h, hidden, layout.both_signs(weights[0]), *weights[1:])
 
 
 class _Message(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, layout, edges, h, hidden, *weights):
-        radial, first, second = _by_convolution(layout, weights)
-        columns, out_columns = layout.columns(2 * h.shape[2]), layout.columns(h.shape[2])
-        out, kept = torch.zeros_like(h), []
-        for block in _blocks(edges, hidden):
-            x = block.rotate_in(h)  # (n, R * 2C)
-            scaled = x * (block.hidden @ radial.t())
-            u = h.new_empty(sum(layout.first_outputs), len(x))
-            parts = zip(first, scaled.split(columns, 1), u.split(layout.first_outputs), strict=True)
-            for m, (w, scaled_m, u_m) in enumerate(parts):
-                if m == 0:
-                    torch.addmm(w[:, -1:], w[:, :-1], scaled_m.t(), out=u_m)
-                else:
-                    torch.mm(w, scaled_m.t(), out=u_m)
-            v = h.new_empty(len(x), sum(out_columns))
-            for w, act_m, v_m in zip(second, _gate(layout, u), v.split(out_columns, 1), strict=True):
-                torch.mm(act_m.t(), w.t(), out=v_m)
-            y = torch.bmm(block.back.transpose(1, 2), v.unflatten(1, (layout.rows, -1)))  # (n, K, C)
+    def forward(ctx, layout, edges, h, hidden, radial, *weights):
+        (_, coefficients, channels), columns = h.shape, layout.columns(2 * h.shape[2])
+        first, second = _convolutions(layout, weights)
+        radial_t = radial.t().contiguous()
+        out, kept, buffers = torch.zeros_like(h), [], _Buffers(h)
+        for block in _blocks(edges, hidden, len(radial)):
+            n = len(block.src)
+            ends = buffers("ends", n, coefficients, 2 * channels)
+            torch.index_select(h.flatten(0, 1), 0, block.ends.flatten(), out=ends.view(-1, channels))
+            x = h.new_empty(n, len(radial))
+            u = _Orders(h.new_empty(n * sum(layout.first_outputs)), n, layout.first_outputs, False)
+            torch.bmm(block.wigner, ends, out=x.unflatten(1, (layout.rows, -1)))
+            inputs = buffers.orders("inputs", n, columns, True)
+            torch.mm(block.hidden, radial_t, out=inputs.all).mul_(x)
+            first.apply(inputs, u, buffers)
+            act, _ = _gate(layout, u, buffers)
+            v = buffers.orders("v", n, layout.columns(channels), True)
+            second.apply(act, v, buffers)
+            y = buffers("y", n, coefficients, channels)
+            torch.bmm(block.back.transpose(1, 2), v.all.unflatten(1, (layout.rows, -1)), out=y)
             out.index_add_(0, block.dst, y)
-            kept += [x, u]
-        ctx.save_for_backward(h, hidden, *weights, *kept)
+            kept += [x, u.all]
+        ctx.save_for_backward(h, hidden, radial, *weights, *kept)
         ctx.layout, ctx.edges, ctx.weights = layout, edges, len(weights)
         return out
 
@@ -57,73 +61,189 @@ class _Message(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         layout, edges = ctx.layout, ctx.edges
-        h, hidden, *saved = ctx.saved_tensors
+        h, hidden, radial, *saved = ctx.saved_tensors
         weights, kept = saved[: ctx.weights], saved[ctx.weights :]
-        radial, first, second = _by_convolution(layout, weights)
-        columns, out_columns = layout.columns(2 * h.shape[2]), layout.columns(h.shape[2])
+        (atoms, coefficients, channels), columns = h.shape, layout.columns(2 * h.shape[2])
+        first, second = _convolutions(layout, weights)
         # transposed, so that the long side is the one that products like long
         d_hidden, d_radial = hidden.new_empty(hidden.shape[::-1]), radial.new_zeros(radial.shape[::-1])
-        d_first, d_second = [w.new_zeros(w.shape[::-1]) for w in first], [torch.zeros_like(w) for w in second]
-        d_source, d_target = (h.new_zeros(*h.shape[:2], 2 * h.shape[2]) for _ in range(2))
-        d_hidden_blocks = d_hidden.split(_block_size(hidden), 1)
-        for i, block in enumerate(_blocks(edges, hidden)):
-            x, u = kept[2 * i : 2 * i + 2]
-            dv = torch.bmm(block.back, grad.index_select(0, block.dst)).flatten(1).split(out_columns, 1)
-            d_act = []
-            for w, d_w, act_m, dv_m in zip(second, d_second, _gate(layout, u), dv, strict=True):
-                torch.addmm(d_w, dv_m.t(), act_m.t(), out=d_w)
-                d_act.append(w.t() @ dv_m.t())
-            r = block.hidden @ radial.t()  # (n, R * 2C)
-            dx = torch.empty_like(x)
-            parts = zip((x * r).split(columns, 1), dx.split(columns, 1), strict=True)
-            for m, (du_m, (scaled_m, dx_m)) in enumerate(
-                zip(_gate_backward(layout, u, d_act), parts, strict=True)
-            ):
-                inputs = scaled_m.shape[1]  # all columns of the weight but the bias
-                d_w = d_first[m][:inputs]
-                torch.addmm(d_w, scaled_m.t(), du_m.t(), out=d_w)
-                torch.mm(du_m.t(), first[m][:, :inputs], out=dx_m)
-                if m == 0:
-                    d_first[0][-1] += du_m.sum(1)
-            dr = x * dx
-            torch.addmm(d_radial, block.hidden.t(), dr, out=d_radial)
+        radial_t, d_hidden_blocks = (
+            radial.t().contiguous(),
+            d_hidden.split(_block_size(hidden, len(radial)), 1),
+        )
+        d_source, d_target = h.new_zeros(2, atoms, coefficients, 2 * channels)
+        buffers = _Buffers(h)
+        for i, block in enumerate(_blocks(edges, hidden, len(radial))):
+            n = len(block.src)
+            x, u = kept[2 * i], _Orders(kept[2 * i + 1], n, layout.first_outputs, False)
+            dy = torch.index_select(grad, 0, block.dst, out=buffers("y", n, coefficients, channels))
+            dv = buffers.orders("v", n, layout.columns(channels), True)
+            torch.bmm(block.back, dy, out=dv.all.unflatten(1, (layout.rows, -1)))
+            act, squashed = _gate(layout, u, buffers)
+            d_act = buffers.orders("d_act", n, layout.columns(layout.hidden), False)
+            second.backward(dv, act, d_act, buffers)
+            du = _gate_backward(layout, u, squashed, d_act, buffers)
+            r = torch.mm(block.hidden, radial_t, out=buffers("r", n, len(radial)))
+            inputs, dx = buffers.orders("inputs", n, columns, True), buffers.orders("dx", n, columns, True)
+            torch.mul(x, r, out=inputs.all)
+            first.backward(du, inputs, dx, buffers)
+            dr = torch.mul(x, dx.all, out=inputs.all)
+            d_radial.addmm_(block.hidden.t(), dr)
             torch.mm(radial.t(), dr.t(), out=d_hidden_blocks[i])
-            dx = dx.mul_(r).unflatten(1, (layout.rows, -1))
-            d_ends = torch.bmm(block.wigner.transpose(1, 2), dx)  # (n, K, 2C)
+            d_ends = buffers("ends", n, coefficients, 2 * channels)
+            torch.bmm(
+                block.wigner.transpose(1, 2), dx.all.mul_(r).unflatten(1, (layout.rows, -1)), out=d_ends
+            )
             d_source.index_add_(0, block.src, d_ends)
             d_target.index_add_(0, block.dst, d_ends)
-        d_h = d_source[..., : h.shape[2]] + d_target[..., h.shape[2] :]
-        return None, None, d_h, d_hidden.t(), d_radial.t(), *(d.t() for d in d_first), *d_second
+        d_h = d_source[..., :channels] + d_target[..., channels:]
+        return None, None, d_h, d_hidden.t(), d_radial.t(), *first.gradients(), *second.gradients()
 
 
-def _gate(layout: Layout, u: Tensor) -> list[Tensor]:
-    """What the second convolution takes for every |m|, (columns, n); that of m = 0 ends with ones for the bias."""
-    size, stop = layout.hidden, layout.hidden + layout.gates
-    u0, *others = u.split(layout.first_outputs)
-    squashed = torch.sigmoid(u0[:stop])
-    gates = squashed[size:]
-    act0 = u.new_ones(stop + 1, u.shape[1])
-    torch.mul(u0[:size], squashed[:size], out=act0[:size])  # SiLU
-    torch.mul(u0[stop:], gates, out=act0[size:-1])
-    pairs = (u_m.unflatten(0, (2, -1)) * gates[m * size :] for m, u_m in enumerate(others))
-    return [act0, *(pair.flatten(0, 1) for pair in pairs)]
+class _Orders:
+    """Features of n edges in one piece of memory, and views of it (n, c) for every |m|, +m before -m.
+
+    ``by_edge``: all of an edge side by side, (n, columns), as rotations want it. Otherwise every view is in one
+    piece, which element-wise work likes best.
+    """
+
+    def __init__(self, memory: Tensor, n: int, columns: list[int], by_edge: bool):
+        self.all = memory
+        if by_edge:
+            self.orders = memory.split(columns, 1)
+        else:
+            parts = memory.split([n * c for c in columns])
+            self.orders = [part.view(n, c) for part, c in zip(parts, columns, strict=True)]
+        self.m0 = self.orders[0]
+        self.pairs = [part.chunk(2, 1) for part in self.orders[1:]]
 
 
-def _gate_backward(layout: Layout, u: Tensor, d_act: list[Tensor]) -> list[Tensor]:
-    """Gradient of u for every |m| from those of ``_gate``'s results, which it overwrites."""
-    size, stop, aten = layout.hidden, layout.hidden + layout.gates, torch.ops.aten
-    (u0, *others), (d_act0, *d_others) = u.split(layout.first_outputs), d_act
-    gates = torch.sigmoid(u0[size:stop])
-    du0 = torch.empty_like(u0)
-    torch.mul(d_act0[size:-1], gates, out=du0[stop:])
-    d_gates = d_act0[size:-1].mul_(u0[stop:])
-    for m, (u_m, d_m) in enumerate(zip(others, d_others, strict=True)):
-        for sign, d_sign in zip(u_m.chunk(2), d_m.chunk(2), strict=True):
-            d_gates[m * size :].addcmul_(sign, d_sign)
-        d_m.unflatten(0, (2, -1)).mul_(gates[m * size :])
-    aten.silu_backward.grad_input(d_act0[:size], u0[:size], grad_input=du0[:size])
-    aten.sigmoid_backward.grad_input(d_gates, gates, grad_input=du0[size:stop])
-    return [du0, *d_others]
+class _Buffers:
+    """Places for intermediate results, made at their first use and given again to every block."""
+
+    def __init__(self, like: Tensor):
+        self.like, self.made = like, {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        if (name, shape) not in self.made:
+            self.made[name, shape] = self.like.new_empty(shape)
+        return self.made[name, shape]
+
+    def orders(self, name: str, n: int, columns: list[int], by_edge: bool) -> _Orders:
+        if (name, n) not in self.made:
+            shape = (n, sum(columns)) if by_edge else (n * sum(columns),)
+            self.made[name, n] = _Orders(self.like.new_empty(shape), n, columns, by_edge)
+        return self.made[name, n]
+
+
+class _Convolution:
+    """An SO(2) convolution: a bias and a matrix (out, in) for m = 0, for every m > 0 the rows W_r, W_i.
+
+    Orders +m and -m are a complex number (eq. 22). Where that is faster, its product takes three real ones in place
+    of four (Gauss): x W = [t W_r - x_i (W_r + W_i)] + i [t W_r - x_r (W_r - W_i)] with t = x_r + x_i. FLOPs are
+    counted as four (``in_given_order``).
+    """
+
+    def __init__(self, bias: Tensor, real: Tensor, *pairs: Tensor):
+        self.bias, self.matrices = bias, [real, *(complex_matrix(w) for w in pairs)]
+        self.gauss = [None]
+        for w in pairs:
+            w_r, w_i = w.chunk(2)
+            # a GPU is held up by the element-wise work, and so are small products
+            worth = reads_values(w) and w_r.numel() >= GAUSS
+            self.gauss.append((w_r, w_r + w_i, w_r - w_i) if worth else None)
+        # (in, out): products of many rows are fastest with both operands as they lie
+        self.matrices_t = [w.t().contiguous() for w in self.matrices]
+        self.gauss_t = [three and [w.t().contiguous() for w in three] for three in self.gauss]
+        # gradients, summed over blocks
+        self.d_bias, self.d_matrices = torch.zeros_like(bias), [torch.zeros_like(w) for w in self.matrices]
+
+    def apply(self, x: _Orders, out: _Orders, buffers: _Buffers) -> None:
+        for m, (x_m, w, three, out_m) in enumerate(
+            zip(x.orders, self.matrices_t, self.gauss_t, out.orders, strict=True)
+        ):
+            if m == 0:
+                torch.addmm(self.bias, x_m, w, out=out_m)
+            elif three is None:
+                torch.mm(x_m, w, out=out_m)
+            else:
+                (real, plus, minus), (x_r, x_i), (out_r, out_i) = three, x.pairs[m - 1], out.pairs[m - 1]
+                torch.mm(torch.add(x_r, x_i, out=buffers("total", *x_r.shape)), real, out=out_r)
+                out_i.copy_(out_r)
+                out_r.addmm_(x_i, plus, alpha=-1)
+                out_i.addmm_(x_r, minus, alpha=-1)
+
+    def backward(self, g: _Orders, x: _Orders, d_x: _Orders, buffers: _Buffers) -> None:
+        """Gradients of x into ``d_x``; those of the weights are added up.
+
+        With D = g_r - g_i that of x is [D W_r + g_i (W_r + W_i)] + i [g_r (W_r - W_i) - D W_r], and that of W
+        [g_r x_r + g_i x_i] + i [g_r x_r - g_i x_i - D t]; these three products are put where ``complex_matrix`` has
+        W_r, W_r and W_i, and ``gradients`` combines them.
+        """
+        self.d_bias += g.m0.sum(0)
+        parts = zip(self.matrices, self.gauss, self.d_matrices, g.orders, x.orders, d_x.orders, strict=True)
+        for m, (w, three, d_w, g_m, x_m, d_m) in enumerate(parts):
+            if three is None:
+                d_w.addmm_(g_m.t(), x_m)
+                torch.mm(g_m, w, out=d_m)
+                continue
+            (real, plus, minus), (g_r, g_i) = three, g.pairs[m - 1]
+            (x_r, x_i), (d_r, d_i) = x.pairs[m - 1], d_x.pairs[m - 1]
+            total = torch.add(x_r, x_i, out=buffers("total", *x_r.shape))
+            difference = torch.sub(g_r, g_i, out=buffers("difference", *g_r.shape))
+            (d_rr, _), (d_dt, d_ii) = (half.chunk(2, 1) for half in d_w.chunk(2))
+            d_rr.addmm_(g_r.t(), x_r)
+            d_ii.addmm_(g_i.t(), x_i)
+            d_dt.addmm_(difference.t(), total)
+            torch.mm(difference, real, out=d_r)
+            torch.neg(d_r, out=d_i)
+            d_r.addmm_(g_i, plus)
+            d_i.addmm_(g_r, minus)
+
+    def gradients(self) -> list[Tensor]:
+        real, *pairs = self.d_matrices
+        found = [self.d_bias, real]
+        for d_w, three in zip(pairs, self.gauss[1:], strict=True):
+            (rr, ri), (ir, ii) = (half.chunk(2, 1) for half in d_w.chunk(2))
+            found.append(torch.cat([rr + ii, ir - ri if three is None else rr - ii - ir]))
+        return found
+
+
+def _convolutions(layout: Layout, weights: tuple[Tensor, ...]) -> tuple[_Convolution, _Convolution]:
+    orders = layout.mmax + 1
+    return _Convolution(*weights[: orders + 1]), _Convolution(*weights[orders + 1 :])
+
+
+def _gate(layout: Layout, u: _Orders, buffers: _Buffers) -> tuple[_Orders, Tensor]:
+    """What the second convolution takes, and the sigmoids of scalars and gates, which begin (n, ...)."""
+    n, size, stop = len(u.m0), layout.hidden, layout.hidden + layout.gates
+    act = buffers.orders("act", n, layout.columns(size), False)
+    # of all columns: element-wise work on a run of them takes longer
+    squashed = torch.sigmoid(u.m0, out=buffers("squashed", *u.m0.shape))
+    gates = squashed[:, size:stop]
+    torch.mul(u.m0[:, :size], squashed[:, :size], out=act.m0[:, :size])  # SiLU
+    torch.mul(u.m0[:, stop:], gates, out=act.m0[:, size:])
+    for m, (pair, act_pair) in enumerate(zip(u.pairs, act.pairs, strict=True)):
+        for u_m, act_m in zip(pair, act_pair, strict=True):
+            torch.mul(u_m, gates[:, m * size :], out=act_m)
+    return act, squashed
+
+
+def _gate_backward(
+    layout: Layout, u: _Orders, squashed: Tensor, d_act: _Orders, buffers: _Buffers
+) -> _Orders:
+    """Gradient of u from that of ``_gate``'s result, which it overwrites."""
+    n, size, stop = len(u.m0), layout.hidden, layout.hidden + layout.gates
+    gates, du = squashed[:, size:stop], buffers.orders("du", n, layout.first_outputs, False)
+    torch.mul(d_act.m0[:, size:], gates, out=du.m0[:, stop:])
+    d_gates = d_act.m0[:, size:].mul_(u.m0[:, stop:])
+    for m, (pair, d_pair, du_pair) in enumerate(zip(u.pairs, d_act.pairs, du.pairs, strict=True)):
+        for u_m, d_m, du_m in zip(pair, d_pair, du_pair, strict=True):
+            d_gates[:, m * size :].addcmul_(u_m, d_m)
+            torch.mul(d_m, gates[:, m * size :], out=du_m)
+    aten.silu_backward.grad_input(d_act.m0[:, :size], u.m0[:, :size], grad_input=du.m0[:, :size])
+    aten.sigmoid_backward.grad_input(d_gates, gates, grad_input=du.m0[:, size:stop])
+    return du
 
 
 @dataclass(frozen=True)
@@ -137,23 +257,15 @@ class _Block:
     ends: Tensor
     hidden: Tensor
 
-    def rotate_in(self, h: Tensor) -> Tensor:
-        """Features of both ends in the edge's frame, (n, R * 2C)."""
-        ends = h.flatten(0, 1).index_select(0, self.ends.flatten())
-        return torch.bmm(self.wigner, ends.view(-1, h.shape[1], 2 * h.shape[2])).flatten(1)
+
+def _block_size(hidden: Tensor, features: int) -> int:
+    """Edges of a block, of which every one has so many features."""
+    if hidden.device.type != "cpu":
+        return max(len(hidden), 1)
+    return min(max(CPU_BLOCK // features, 512), 2048)
 
 
-def _block_size(hidden: Tensor) -> int:
-    return CPU_BLOCK if hidden.device.type == "cpu" else max(len(hidden), 1)
-
-
-def _blocks(edges: Edges, hidden: Tensor) -> Iterator[_Block]:
-    size = _block_size(hidden)
+def _blocks(edges: Edges, hidden: Tensor, features: int) -> Iterator[_Block]:
+    size = _block_size(hidden, features)
     tensors = (edges.src, edges.dst, edges.wigner, edges.back, edges.ends, hidden)
     return (_Block(*parts) for parts in zip(*(t.split(size) for t in tensors), strict=True))
-
-
-def _by_convolution(layout: Layout, weights: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The radial Linear's matrix, then for each convolution one for every |m|."""
-    radial, *matrices = (w.detach() for w in weights)
-    return radial, matrices[: layout.mmax + 1], matrices[layout.mmax + 1 :]
