@@ -1,5 +1,7 @@
 """torch.compile and lower precision: the same numbers, as near as the arithmetic allows."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -25,11 +27,13 @@ def some_batch(sizes, **options):
 
 
 def results(model, forward, data):
-    """Energies, forces and every gradient."""
+    """Energies, forces and every gradient, of positions too."""
     model.zero_grad()
+    data = dataclasses.replace(data, pos=data.pos.clone().requires_grad_())
     energy, forces = forward(data)
     (energy.sum() + forces.square().sum()).backward()
-    return [energy.detach(), forces.detach(), *(p.grad.clone() for p in model.parameters())]
+    gradients = [data.pos.grad, *(p.grad.clone() for p in model.parameters())]
+    return [energy.detach(), forces.detach(), *gradients]
 
 
 def difference(found, wanted):

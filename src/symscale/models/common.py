@@ -57,7 +57,7 @@ def row_blocks(x: Tensor, width: int) -> list[slice]:
     count = x.shape[0]
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(0, count)]
-    step = max(128, 2**17 // width)
+    step = max(128, 2**17 // max(width, 1))
     return [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
 

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from symscale.cells import CellSpec
 from symscale.data.batch import Batch
 from symscale.models.common import GaussianRBF, apply_function, graph_sum, polynomial_envelope
-from symscale.models.gemnet_graph import Graph, Quadruplets, build_graph, build_quadruplets, triplet_angles
+from symscale.models.gemnet_basis import harmonics, own_weights
+from symscale.models.gemnet_graph import Graph, Quadruplets, build_graph, build_quadruplets
 from symscale.models.gemnet_kernels import ACT, HALF, MessageOut, RadialProduct, RadialSum
 from symscale.models.gemnet_layers import (
     EdgeEmbedding,
@@ -48,8 +49,8 @@ class Bases:
 
     graph: Graph
     triplet_radial: Tensor  # (E, RBF)
-    triplet_circular: Tensor  # (E, CBF, SPHERICAL)
-    triplet_angles: Tensor  # (N, K_c SPHERICAL, K_b)
+    triplet_circular: Tensor  # (E, SPHERICAL + 1, CBF), the last for an edge's own message
+    triplet_angles: Tensor  # (N, K, SPHERICAL^2)
     atom_radial: Tensor  # (E, RBF)
     output_radial: Tensor  # (E, RBF)
     quadruplets: Quadruplets | None = None
@@ -139,11 +140,16 @@ class BasisProjections(nn.Module):
     def forward(self, raw: Tensor, graph: Graph) -> Bases:
         """Raw radial functions (E, RADIAL) -> all bases."""
         n, k = graph.atoms, graph.degree
+        circular = self.to_triplet_angular.weight.view(CBF, SPHERICAL, RADIAL).transpose(0, 1)
+        # sums over all edges of an atom hold the edge itself, which this weight takes off
+        own = sum(weight * circular[l] for l, weight in enumerate(own_weights(SPHERICAL)))
+        circular = torch.cat([circular.flatten(0, 1), -own])
         # one product for all, rows of raw being long: (E, RADIAL)
-        layers = [self.to_triplet, self.to_triplet_angular, self.to_atom, self.to_output]
-        projected = F.linear(raw, torch.cat([layer.weight for layer in layers]))
-        rad, circular, atom, output = projected.split([layer.out_features for layer in layers], 1)
-        triplets = rad, circular.unflatten(1, (CBF, SPHERICAL)), triplet_angles(graph, SPHERICAL)
+        weights = [self.to_triplet.weight, circular, self.to_atom.weight, self.to_output.weight]
+        projected = F.linear(raw, torch.cat(weights))
+        rad, circular, atom, output = projected.split([weight.shape[0] for weight in weights], 1)
+        angles = graph.pad(harmonics(graph.unit, SPHERICAL))
+        triplets = rad, circular.unflatten(1, (SPHERICAL + 1, CBF)), angles
         if not self.quadruplets:
             return Bases(graph, *triplets, atom, output)
         quads = build_quadruplets(graph, SPHERICAL, QUADRUPLET_NEIGHBORS)

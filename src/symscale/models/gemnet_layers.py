@@ -127,10 +127,11 @@ class Triplets(nn.Module):
     def forward(self, m: Scaled, rad: Tensor, radial: Tensor, angles: Tensor, graph: Graph) -> list[Tensor]:
         """Rows and weights, two pairs, of the pre-activations (E, w) for an edge and from its reverse.
 
-        ``radial`` (E, size_cbf, count) is R_il(c), ``angles`` (N, K_c count, K_b) is Y_l(c, b).
+        ``radial`` (E, count + 1, size_cbf) is R_li(c), ``angles`` (N, K, count^2) is Y_lm(c).
         """
         x = message_in(self, m, rad)  # (E, size_in)
-        weight = self.bilinear.weight * (ACT * self.scale_sum.value)
+        weight = (self.bilinear.weight * (ACT * self.scale_sum.value)).unflatten(1, (-1, x.shape[1]))
+        weight = weight.transpose(1, 2).flatten(1)  # (size_out, size_in size_cbf)
         out = apply_function(TripletSum, x, radial, angles, weight, graph)  # (E, size_out)
         if self.scale_sum.fitting:
             degree = graph.sum_at(graph.dst, torch.ones_like(x[:, :1]))[:, 0].index_select(0, graph.dst)
