@@ -20,7 +20,7 @@ from symscale.data.batch import Batch
 from symscale.models.common import GaussianRBF, apply_function, graph_sum, polynomial_envelope
 from symscale.models.gemnet_basis import harmonics, own_weights
 from symscale.models.gemnet_graph import Graph, Quadruplets, build_graph, build_quadruplets
-from symscale.models.gemnet_kernels import ACT, HALF, MessageOut, RadialProduct, RadialSum
+from symscale.models.gemnet_kernels import ACT, HALF, EdgeUpdate, ForceShare, RadialSum
 from symscale.models.gemnet_layers import (
     EdgeEmbedding,
     QuadrupletMessages,
@@ -87,11 +87,16 @@ class Output(nn.Module):
         self.radial = dense(RBF, width)
         self.scale_radial = ScaleFactor()
 
-    def forward(self, h: Scaled, m: Scaled, rad: Tensor, graph: Graph) -> tuple[Scaled, Tensor]:
+    def forward(
+        self, h: Scaled, m: Scaled, rad: Tensor, graph: Graph, forces: Tensor | None, mix: Tensor
+    ) -> tuple[Scaled, Tensor]:
+        """The layer's energies, and ``forces``, the mix of all layers' contributions, with its own added."""
         energy = self.after_atom(*mean_of(self.atoms(m, rad, graph), h))
-        v, scale = self.forces(*m)
-        forces = apply_function(RadialProduct, v, rad, self.radial.weight * (self.scale_radial.value * scale))
-        return energy, self.scale_radial.fit(forces, v * scale if self.scale_radial.fitting else v)
+        if self.scale_radial.fitting:
+            v, scale = self.forces(*m)
+            self.scale_radial.fit(v * scale * self.radial(rad), v * scale)
+        weight = self.radial.weight * (self.scale_radial.value * (ACT * HALF))
+        return energy, apply_function(ForceShare, forces, *m, rad, weight, mix, *self.forces.weights)
 
 
 class Interaction(nn.Module):
@@ -115,11 +120,15 @@ class Interaction(nn.Module):
         if self.quadruplets is not None:
             quads = (bases.quadruplet_inner, bases.quadruplet_outer, bases.quadruplets, graph)
             terms += self.quadruplets(m, bases.quadruplet_radial, *quads)
-        x = apply_function(MessageOut, HALF, m[0], self.dense.weight * m[1], *terms)
-        x = self.before_skip(x, ACT / math.sqrt(1 + len(terms) / 4))
-        m = self.after_skip(*mean_of(m, x))
+        before, after = self.before_skip.weights, self.after_skip.weights
+        scales, counts = (ACT / math.sqrt(1 + len(terms) / 4), m[1] * HALF), (len(before), len(after))
+        weight, alpha = self.dense.weight * m[1], ACT * HALF / m[1]
+        m = (
+            apply_function(EdgeUpdate, m[0], alpha, scales, counts, weight, *before, *after, *terms),
+            ACT * HALF,
+        )
         h = mean_of(self.atom_update(m, bases.atom_radial, graph), h)
-        return h, mean_of(m, self.residual(*self.concat(h, m, graph)))
+        return h, self.concat(h, m, graph, self.residual)
 
 
 class BasisProjections(nn.Module):
@@ -218,10 +227,8 @@ class GemNetOC(nn.Module):
         for i, (output, mix) in enumerate(zip(self.outputs, mixes, strict=True)):
             if i:
                 h, m = self.interactions[i - 1](h, m, bases)
-            energy, force = output(h, m, bases.output_radial, graph)
+            energy, edge_forces = output(h, m, bases.output_radial, graph, edge_forces, mix)
             energies.append(energy[0] * energy[1])
-            # the mix of all layers' contributions, summed as they come instead of concatenated
-            edge_forces = F.linear(force, mix) if i == 0 else torch.addmm(edge_forces, force, mix.t())
 
         v, scale = self.energy_layers(F.silu(self.energy_mix(torch.cat(energies, 1))), ACT)
         energy = graph_sum(F.linear(v, self.energy_head.weight * scale)[:, 0], data)

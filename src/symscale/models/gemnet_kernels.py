@@ -14,7 +14,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from symscale.models.common import row_blocks
-from symscale.models.gemnet_graph import Graph
 
 ACT = 1 / 0.6  # scaled SiLU keeps unit variance
 HALF = 1 / math.sqrt(2)
@@ -27,7 +26,7 @@ def block_buffer(x: Tensor, width: int, columns: int | None = None) -> Tensor:
     return x.new_empty(row_blocks(x, width)[0].stop if x.shape[0] else 0, columns or width)
 
 
-def _columns(W: Tensor) -> Tensor:
+def columns(W: Tensor) -> Tensor:
     """W^T, stored as such: products with it are a few percent faster."""
     return W.t().contiguous()
 
@@ -47,19 +46,10 @@ class ResidualChain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, v, scale, *weights):
-        steps = [(factor, _columns(W1), _columns(W2)) for factor, W1, W2 in _scaled(scale, weights)]
-        z = [
-            torch.empty_like(v) for _ in weights
-        ]  # one tensor each: malloc keeps what is small for the next step
+        steps, z = _transposed(_scaled(scale, weights)), _like(v, len(weights))
         out, buffer = torch.empty_like(v), block_buffer(v, v.shape[1])
         for rows in row_blocks(v, v.shape[1]):
-            x, y = v[rows], out[rows]
-            a = buffer[: x.shape[0]]
-            for k, (factor, W1, W2) in enumerate(steps):
-                z1, z2 = z[2 * k][rows], z[2 * k + 1][rows]
-                torch.mm(x, W1, out=z1)
-                torch.mm(silu_into(z1, out=a), W2, out=z2)
-                x = torch.add(silu_into(z2, out=a), x, alpha=factor, out=y)
+            _chain(steps, v[rows], _of(rows, z), *_of(rows, [buffer], here=True), out[rows])
         ctx.save_for_backward(v, *z, *weights)
         ctx.scale = scale
         return out
@@ -73,23 +63,9 @@ class ResidualChain(torch.autograd.Function):
         g_v, g_weights = torch.empty_like(v), [torch.zeros_like(W) for W in weights]
         buffers = [block_buffer(v, v.shape[1]) for _ in range(len(steps) + 1)]
         for rows in row_blocks(v, v.shape[1]):
-            g_x, g_out = g[rows], g_v[rows]
-            a, b, *inner = (buffer[: g_x.shape[0]] for buffer in buffers)
-            inputs = [v[rows]]
-            for k, x in enumerate(inner):
-                silu_into(z[2 * k + 1][rows], out=x)
-                inputs.append(x.add_(inputs[-1], alpha=steps[k][0]))
-            for k, (factor, W1, W2) in reversed(list(enumerate(steps))):
-                z1, z2 = z[2 * k][rows], z[2 * k + 1][rows]
-                g2 = silu_backward_into(g_x, z2, grad_input=a)
-                g_weights[2 * k + 1].addmm_(g2.t(), silu_into(z1, out=b))
-                g1 = silu_backward_into(torch.mm(g2, W2, out=b), z1, grad_input=a)
-                g_weights[2 * k].addmm_(g1.t(), inputs[k])
-                g_x = torch.addmm(g_x, g1, W1, beta=factor, out=g_out)
-        for k, (factor, _, _) in enumerate(steps):
-            g_weights[2 * k].mul_(factor * ACT)
-            g_weights[2 * k + 1].mul_(ACT)
-        return g_v, None, *g_weights
+            room = _of(rows, buffers, here=True)
+            _chain_backward(steps, g[rows], v[rows], _of(rows, z), room, g_weights, g_v[rows])
+        return g_v, None, *_unscaled(steps, g_weights)
 
 
 def _scaled(scale: float, weights) -> list[tuple[float, Tensor, Tensor]]:
@@ -99,6 +75,63 @@ def _scaled(scale: float, weights) -> list[tuple[float, Tensor, Tensor]]:
         steps.append((scale / ACT, W1 * scale, W2 * ACT))
         scale = ACT * HALF
     return steps
+
+
+def _transposed(steps):
+    return [(factor, columns(W1), columns(W2)) for factor, W1, W2 in steps]
+
+
+def _unscaled(steps, g_weights: list[Tensor], scale: float = 1.0) -> list[Tensor]:
+    """Gradients of the weights from those of ``_scaled``'s, times ``scale``."""
+    for k, (factor, _, _) in enumerate(steps):
+        g_weights[2 * k].mul_(factor * ACT * scale)
+        g_weights[2 * k + 1].mul_(ACT * scale)
+    return g_weights
+
+
+def _like(x: Tensor, count: int, width: int | None = None) -> list[Tensor]:
+    """Tensors to keep, not one large one: malloc holds on to less than 32 MB, so that its pages cost no new faults."""
+    return [x.new_empty(x.shape[0], width or x.shape[1]) for _ in range(count)]
+
+
+def _of(rows: slice, tensors, here: bool = False) -> list[Tensor]:
+    """Those rows of every tensor; of buffers, which are ``here``, as many first ones."""
+    return [t[: rows.stop - rows.start] if here else t[rows] for t in tensors]
+
+
+def _chain(steps, x: Tensor, z: list[Tensor], a: Tensor, out: Tensor) -> Tensor:
+    """One block of rows through a chain of ``_transposed`` steps: x -> out; pre-activations into ``z``."""
+    for k, (factor, W1, W2) in enumerate(steps):
+        torch.mm(x, W1, out=z[2 * k])
+        torch.mm(silu_into(z[2 * k], out=a), W2, out=z[2 * k + 1])
+        x = torch.add(silu_into(z[2 * k + 1], out=a), x, alpha=factor, out=out)
+    return out
+
+
+def _chain_inputs(steps, x: Tensor, z: list[Tensor], room: list[Tensor]) -> list[Tensor]:
+    """x and the results of the first layers, one for each tensor of ``room``, computed again."""
+    inputs = [x]
+    for k, y in enumerate(room):
+        silu_into(z[2 * k + 1], out=y)
+        inputs.append(y.add_(inputs[-1], alpha=steps[k][0]))
+    return inputs
+
+
+def _chain_backward(steps, g: Tensor, x: Tensor | list[Tensor], z, room, g_weights, out: Tensor) -> Tensor:
+    """Gradient ``out`` of one block's input ``x`` from that of its result; adds to those of the matrices.
+
+    ``room``: buffers, two and one for every step after the first. ``x`` may be a list, all steps' inputs.
+    """
+    a, b, *inner = room
+    inputs = x if isinstance(x, list) else _chain_inputs(steps, x, z, inner)
+    for k, (factor, W1, W2) in reversed(list(enumerate(steps))):
+        z1, z2 = z[2 * k], z[2 * k + 1]
+        g2 = silu_backward_into(g, z2, grad_input=a)
+        g_weights[2 * k + 1].addmm_(g2.t(), silu_into(z1, out=b))
+        g1 = silu_backward_into(torch.mm(g2, W2, out=b), z1, grad_input=a)
+        g_weights[2 * k].addmm_(g1.t(), inputs[k])
+        g = torch.addmm(g, g1, W1, beta=factor, out=out)
+    return out
 
 
 class RadialProduct(torch.autograd.Function):
@@ -159,26 +192,71 @@ class RadialSum(torch.autograd.Function):
         return g_x, g_rad, g_W, None
 
 
-class AddAtoms(torch.autograd.Function):
-    """z + source[src] + target[dst]: (E, w) from z (E, w) and [source, target] (N, 2 w)."""
+class AtomsToEdges(torch.autograd.Function):
+    """x = SiLU(m W^T + source[src] + target[dst]), (E, w), of edges m (E, c) and [source, target] (N, 2 w).
+
+    With ``weights``, the residual chain's m + alpha chain(x).
+    """
 
     @staticmethod
-    def plain(z, nodes, src, dst):
+    def plain(m, nodes, src, dst, W, alpha, scale, *weights):
         source, target = nodes.chunk(2, dim=1)
-        return z + source.index_select(0, src) + target.index_select(0, dst)
+        x = F.silu(F.linear(m, W) + source.index_select(0, src) + target.index_select(0, dst))
+        return m + alpha * ResidualChain.plain(x, scale, *weights) if weights else x
 
     @staticmethod
-    def forward(ctx, z, nodes, src, dst):
-        ctx.save_for_backward(src, dst)
-        ctx.atoms = nodes.shape[0]
-        source, target = nodes.chunk(2, dim=1)
-        return source.index_select(0, src).add_(z).add_(target.index_select(0, dst))
+    def forward(ctx, m, nodes, src, dst, W, alpha, scale, *weights):
+        steps, W_columns, width = _transposed(_scaled(scale, weights)), columns(W), W.shape[0]
+        z = _like(m, 1 + len(weights), width)
+        out = m.new_empty(m.shape[0], width)
+        buffers = [block_buffer(m, width) for _ in range(2)]
+        source, target = (part.contiguous() for part in nodes.chunk(2, dim=1))
+        for rows in row_blocks(m, width):
+            z0, *z_chain = _of(rows, z)
+            a, x = _of(rows, buffers, here=True)
+            torch.mm(m[rows], W_columns, out=z0)
+            for part, index in ((source, src), (target, dst)):
+                z0.add_(torch.index_select(part, 0, index[rows], out=a))
+            if steps:
+                _chain(steps, silu_into(z0, out=x), z_chain, a, x)
+                torch.add(m[rows], x, alpha=alpha, out=out[rows])
+            else:
+                silu_into(z0, out=out[rows])
+        ctx.save_for_backward(m, src, dst, W, *z, *weights)
+        ctx.numbers = nodes.shape[0], alpha, scale
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        sums = [g.new_zeros(ctx.atoms, g.shape[1]).index_add_(0, index, g) for index in ctx.saved_tensors]
-        return g, torch.cat(sums, 1), None, None
+        m, src, dst, W, z0, *rest = ctx.saved_tensors
+        z, weights = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        atoms, alpha, scale = ctx.numbers
+        steps, width = _scaled(scale, weights), W.shape[0]
+        share = alpha if steps else 1.0  # linear in the gradient: its factors are left for the end
+        W_share = W * share
+        g_m = torch.empty_like(m) if ctx.needs_input_grad[0] else None
+        g_W, g_weights = torch.zeros_like(W), [torch.zeros_like(weight) for weight in weights]
+        sums = [g.new_zeros(atoms, width) for _ in range(2)]
+        buffers = [block_buffer(m, width) for _ in range(4 + max(len(steps) - 1, 0))]
+        for rows in row_blocks(m, width):
+            x, g_x, *room = _of(rows, buffers, here=True)
+            g_rows, z_rows = g[rows], z0[rows]
+            if steps:
+                g_rows = _chain_backward(
+                    steps, g_rows, silu_into(z_rows, out=x), _of(rows, z), room, g_weights, g_x
+                )
+            g_z = silu_backward_into(g_rows, z_rows, grad_input=x)
+            for total, index in zip(sums, (src, dst), strict=True):
+                total.index_add_(0, index[rows], g_z)
+            g_W.addmm_(g_z.t(), m[rows])
+            if g_m is not None:
+                if steps:
+                    torch.addmm(g[rows], g_z, W_share, out=g_m[rows])
+                else:
+                    torch.mm(g_z, W_share, out=g_m[rows])
+        g_nodes = torch.cat(sums, 1).mul_(share)
+        return g_m, g_nodes, None, None, g_W.mul_(share), None, None, *_unscaled(steps, g_weights, share)
 
 
 class MessageIn(torch.autograd.Function):
@@ -190,12 +268,14 @@ class MessageIn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, rad, W, W_rad, W_down):
-        z1, z2 = torch.empty_like(x), x.new_empty(x.shape[0], W_down.shape[0])
-        out = torch.empty_like(z2)
+        (z1,), (z2, out) = _like(x, 1), _like(x, 2, W_down.shape[0])
+        across = [columns(weight) for weight in (W, W_rad, W_down)]
+        buffers = [block_buffer(x, x.shape[1]) for _ in range(2)]
         for rows in row_blocks(x, x.shape[1]):
-            torch.mm(x[rows], W.t(), out=z1[rows])
-            y = F.silu(z1[rows]).mul_(torch.mm(rad[rows], W_rad.t()))
-            out[rows] = F.silu(torch.mm(y, W_down.t(), out=z2[rows]))
+            a, embedded = _of(rows, buffers, here=True)
+            torch.mm(x[rows], across[0], out=z1[rows])
+            silu_into(z1[rows], out=a).mul_(torch.mm(rad[rows], across[1], out=embedded))
+            silu_into(torch.mm(a, across[2], out=z2[rows]), out=out[rows])
         ctx.save_for_backward(x, rad, W, W_rad, W_down, z1, z2)
         return out
 
@@ -205,12 +285,16 @@ class MessageIn(torch.autograd.Function):
         x, rad, W, W_rad, W_down, z1, z2 = ctx.saved_tensors
         g_x, g_rad = torch.empty_like(x), torch.empty_like(rad)
         g_W, g_W_rad, g_W_down = (torch.zeros_like(weight) for weight in (W, W_rad, W_down))
+        W_rad_columns = columns(W_rad)
+        buffers = [block_buffer(x, x.shape[1]) for _ in range(4)]
         for rows in row_blocks(x, x.shape[1]):
-            a, embedded = F.silu(z1[rows]), torch.mm(rad[rows], W_rad.t())
+            a, embedded, g_y, b = _of(rows, buffers, here=True)
+            silu_into(z1[rows], out=a)
+            torch.mm(rad[rows], W_rad_columns, out=embedded)
             g2 = silu_backward(g[rows], z2[rows])
-            g_W_down.addmm_(g2.t(), a * embedded)
-            g_y = torch.mm(g2, W_down)
-            g1 = silu_backward(embedded.mul_(g_y), z1[rows])
+            g_W_down.addmm_(g2.t(), torch.mul(a, embedded, out=b))
+            torch.mm(g2, W_down, out=g_y)
+            g1 = silu_backward_into(embedded.mul_(g_y), z1[rows], grad_input=b)
             g_embedded = g_y.mul_(a)
             torch.mm(g_embedded, W_rad, out=g_rad[rows])
             g_W_rad.addmm_(g_embedded.t(), rad[rows])
@@ -219,172 +303,131 @@ class MessageIn(torch.autograd.Function):
         return g_x, g_rad, g_W, g_W_rad, g_W_down
 
 
-class MessageOut(torch.autograd.Function):
-    """SiLU(x W^T) + factor * sum of SiLU(y U^T) over the pairs (y, U) of ``others``: (E, w)."""
+class EdgeUpdate(torch.autograd.Function):
+    """chain_2(m + alpha chain_1(SiLU(m W^T) + HALF * sum of SiLU(y U^T))): (E, w).
 
-    @staticmethod
-    def plain(factor, x, W, *others):
-        pairs = zip(others[::2], others[1::2], strict=True)
-        return F.silu(F.linear(x, W)) + factor * sum(F.silu(F.linear(y, U)) for y, U in pairs)
-
-    @staticmethod
-    def forward(ctx, factor, x, W, *others):
-        pairs = [(x, W), *zip(others[::2], others[1::2], strict=True)]
-        z = x.new_empty(len(pairs), x.shape[0], W.shape[0])
-        out = z.new_empty(z.shape[1:])
-        for rows in row_blocks(x, W.shape[0]):
-            for k, (y, U) in enumerate(pairs):
-                torch.mm(y[rows], U.t(), out=z[k, rows])
-            total = F.silu(z[0, rows])
-            for k in range(1, len(pairs)):
-                total.add_(F.silu(z[k, rows]), alpha=factor)
-            out[rows] = total
-        ctx.save_for_backward(z, x, W, *others)
-        ctx.factor = factor
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        z, *tensors = ctx.saved_tensors
-        pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
-        found = [(torch.empty_like(y), torch.zeros_like(U)) for y, U in pairs]
-        for rows in row_blocks(g, g.shape[1]):
-            scaled = g[rows] * ctx.factor
-            for k, ((y, U), (g_y, g_U)) in enumerate(zip(pairs, found, strict=True)):
-                g_z = silu_backward(scaled if k else g[rows], z[k, rows])
-                torch.mm(g_z, U, out=g_y[rows])
-                g_U.addmm_(g_z.t(), y[rows])
-        return None, *(t for pair in found for t in pair)
-
-
-class TripletSum(torch.autograd.Function):
-    """sum over b, i, j, l of W_oji R_li(c) Y_l(c, b) x_j(b), b != c: (E, size_in) -> (E, size_out).
-
-    The angular functions of every pair of edges are never formed: by the addition theorem, Y_l(c, b) is the sum
-    over m of Y_lm(c) Y_lm(b), so messages are first summed by atom with Y_lm(b), then weighted with Y_lm(c). The
-    term b = c that this brings in is taken off by ``radial``, whose last function weights an edge's own message.
-    Of the (size_in, size_cbf) products of an edge only the sums over b are kept for the backward pass.
+    ``scales`` are those of the chains' inputs, ``counts`` their numbers of matrices. ``tensors``: the matrices of
+    chain_1, of chain_2, and the pairs y, U.
     """
 
     @staticmethod
-    def plain(x, radial, angles, W, graph):
-        degrees = radial.shape[1] - 1
-        moments = torch.bmm(angles.transpose(1, 2), graph.spread(x))  # (N, degrees^2, size_in)
-        own, moments = (_by_degree(t, 2 - i, degrees) for i, t in enumerate((angles, moments)))
-        sums = torch.stack([torch.bmm(y, m) for y, m in zip(own, moments, strict=True)], 2)
-        sums = sums.view(-1, degrees * x.shape[1]).index_select(0, graph.slot).view(-1, degrees, x.shape[1])
-        sums = torch.cat([sums, x[:, None]], 1)
-        return F.linear(torch.bmm(sums.transpose(1, 2), radial).flatten(1), W)
+    def plain(m, alpha, scales, counts, W, *tensors):
+        first, second, others = _split(counts, tensors)
+        x = F.silu(F.linear(m, W)) + HALF * sum(
+            F.silu(F.linear(y, U)) for y, U in zip(others[::2], others[1::2], strict=True)
+        )
+        x = m + alpha * ResidualChain.plain(x, scales[0], *first)
+        return ResidualChain.plain(x, scales[1], *second)
 
     @staticmethod
-    def forward(ctx, x, radial, angles, W, graph):
-        (edges, size_in), (_, count, _) = x.shape, radial.shape
-        sums = _pair_sums(graph.spread(x), angles, count - 1)  # (degrees, N K, size_in)
-        out, kept, W_columns = x.new_empty(edges, W.shape[0]), [], _columns(W)
-        buffer = block_buffer(x, W.shape[1] // 4, W.shape[1])
-        for rows in row_blocks(x, W.shape[1] // 4):
-            block = x.new_empty(count, rows.stop - rows.start, size_in)
-            torch.index_select(sums, 1, graph.slot[rows], out=block[:-1])
-            block[-1] = x[rows]
-            product = buffer[: rows.stop - rows.start]
-            torch.bmm(block.permute(1, 2, 0), radial[rows], out=product.view(-1, size_in, radial.shape[2]))
-            torch.mm(product, W_columns, out=out[rows])
-            kept.append(block)
-        ctx.save_for_backward(x, radial, angles, W, *kept)
-        ctx.graph = graph
+    def forward(ctx, m, alpha, scales, counts, W, *tensors):
+        first, second, others = _split(counts, tensors)
+        pairs = [(m, columns(W))]
+        pairs += [(y, columns(U)) for y, U in zip(others[::2], others[1::2], strict=True)]
+        chains = [_transposed(_scaled(s, w)) for s, w in zip(scales, (first, second), strict=True)]
+        z, z1, z2 = (_like(m, count) for count in (len(pairs), *counts))
+        x1, x2, out = _like(m, 3)
+        buffers = [block_buffer(m, m.shape[1]) for _ in range(2)]
+        for rows in row_blocks(m, m.shape[1]):
+            a, b = _of(rows, buffers, here=True)
+            x = x1[rows]
+            for k, (y, U) in enumerate(pairs):
+                z_k = torch.mm(y[rows], U, out=z[k][rows])
+                if k:
+                    x.add_(silu_into(z_k, out=a), alpha=HALF)
+                else:
+                    silu_into(z_k, out=x)
+            _chain(chains[0], x, _of(rows, z1), a, b)
+            x = torch.add(m[rows], b, alpha=alpha, out=x2[rows])
+            _chain(chains[1], x, _of(rows, z2), a, out[rows])
+        ctx.save_for_backward(m, W, *tensors, x1, x2, *z, *z1, *z2)
+        ctx.numbers = alpha, scales, counts, len(tensors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        x, radial, angles, W, *kept = ctx.saved_tensors
-        graph: Graph = ctx.graph
-        degrees, size_in = radial.shape[1] - 1, x.shape[1]
-        g_radial, g_W = torch.empty_like(radial), torch.zeros_like(W)
-        g_sums = x.new_empty(x.shape[0], degrees + 1, size_in)
-        buffer = block_buffer(x, W.shape[1] // 4, W.shape[1])
-        for rows, block in zip(row_blocks(x, W.shape[1] // 4), kept, strict=True):
-            flat = buffer[: rows.stop - rows.start]
-            product = flat.view(-1, size_in, radial.shape[2])
-            torch.bmm(block.permute(1, 2, 0), radial[rows], out=product)
-            g_W.addmm_(g[rows].t(), flat)
-            torch.mm(g[rows], W, out=flat)
-            torch.bmm(radial[rows], product.transpose(1, 2), out=g_sums[rows])
-            torch.bmm(block.transpose(0, 1), product, out=g_radial[rows])
-        n, k = graph.atoms, graph.degree
-        g_x = x.new_zeros(n, k, size_in)
-        for atoms in row_blocks(g_x, k * g_sums.shape[1] * size_in):
-            shape = atoms.stop - atoms.start, k, degrees + 1, size_in
-            places = graph.edge[atoms.start * k : atoms.stop * k]
-            g_atoms = g_sums.flatten(1).index_select(0, places).view(shape)
-            for l, y in enumerate(_by_degree(angles[atoms], 2, degrees)):
-                g_x[atoms].baddbmm_(y, torch.bmm(y.transpose(1, 2), g_atoms[:, :, l]))
-        g_x = g_x.flatten(0, 1).index_select(0, graph.slot).add_(g_sums[:, degrees])
-        g_angles = None
-        if ctx.needs_input_grad[
-            2
-        ]:  # with respect to positions, which training of direct forces does not ask for
-            with torch.enable_grad():
-                free = angles.detach().requires_grad_()
-                (g_angles,) = torch.autograd.grad(TripletSum.plain(x, radial, free, W, graph), free, g)
-        return g_x, g_radial, g_angles, g_W, None
+        alpha, scales, counts, length = ctx.numbers
+        m, W, *rest = ctx.saved_tensors
+        tensors, (x1, x2, *rest) = rest[:length], rest[length:]
+        first, second, others = _split(counts, tensors)
+        z, z1, z2 = rest[: -sum(counts)], rest[-sum(counts) : -counts[1]], rest[-counts[1] :]
+        chains = [_scaled(s, w) for s, w in zip(scales, (first, second), strict=True)]
+        g_first, g_second = ([torch.zeros_like(w) for w in weights] for weights in (first, second))
+        # linear in the gradient: its factors alpha and HALF are multiplied into small matrices
+        pairs = [(y, U, U * (alpha * HALF)) for y, U in zip(others[::2], others[1::2], strict=True)]
+        found = [(torch.empty_like(y), torch.zeros_like(U)) for y, U, _ in pairs]
+        W_alpha, g_m, g_W = W * alpha, torch.empty_like(m), torch.zeros_like(W)
+        buffers = [block_buffer(m, m.shape[1]) for _ in range(3 + max(counts) // 2)]
+        for rows in row_blocks(m, m.shape[1]):
+            g2, g1, *room = _of(rows, buffers, here=True)
+            _chain_backward(
+                chains[1], g[rows], x2[rows], _of(rows, z2), room[: 1 + counts[1] // 2], g_second, g2
+            )
+            _chain_backward(chains[0], g2, x1[rows], _of(rows, z1), room[: 1 + counts[0] // 2], g_first, g1)
+            g_z = silu_backward_into(g1, z[0][rows], grad_input=room[0])
+            g_W.addmm_(g_z.t(), m[rows])
+            torch.addmm(g2, g_z, W_alpha, out=g_m[rows])
+            for z_k, (y, _, U), (g_y, g_U) in zip(z[1:], pairs, found, strict=True):
+                g_z = silu_backward_into(g1, z_k[rows], grad_input=room[0])
+                g_U.addmm_(g_z.t(), y[rows])
+                torch.mm(g_z, U, out=g_y[rows])
+        g_others = [t for g_y, g_U in found for t in (g_y, g_U.mul_(alpha * HALF))]
+        g_weights = _unscaled(chains[0], g_first, alpha) + _unscaled(chains[1], g_second)
+        return g_m, None, None, None, g_W.mul_(alpha), *g_weights, *g_others
 
 
-def _by_degree(harmonics: Tensor, dim: int, degrees: int) -> list[Tensor]:
-    """The parts m = -l ... l along ``dim`` for every l < degrees."""
-    return list(harmonics.split([2 * l + 1 for l in range(degrees)], dim))
+def _split(counts: tuple[int, int], tensors):
+    a, b = counts
+    return tensors[:a], tensors[a : a + b], tensors[a + b :]
 
 
-def _pair_sums(x: Tensor, angles: Tensor, degrees: int) -> Tensor:
-    """sum over b, m of Y_lm(c) Y_lm(b) x(b): (N, K, size_in) -> (degrees, N K, size_in), in blocks of atoms."""
-    n, k, size_in = x.shape
-    sums = x.new_empty(degrees, n, k, size_in)
-    for atoms in row_blocks(x, 2 * k * angles.shape[2]):
-        moments = torch.bmm(angles[atoms].transpose(1, 2), x[atoms])  # (atoms, degrees^2, size_in)
-        own = _by_degree(angles[atoms], 2, degrees)
-        for l, (y, moment) in enumerate(zip(own, _by_degree(moments, 1, degrees), strict=True)):
-            torch.bmm(y, moment, out=sums[l, atoms])
-    return sums.flatten(1, 2)
-
-
-def quadruplet_sum(x: Tensor, polar: list[Tensor], dihedral: list[Tensor]) -> Tensor:
-    """sum over b, d of Y_lm(c, b, d) x(b, d): x (N, Q, K_d, c) -> (N K_c, count^2, c), one order m at a time."""
-    n, q, k, c = x.shape
-    parts = []
-    for i, turn in enumerate(dihedral):
-        m = i if i < len(polar) else i - len(polar) + 1
-        u = torch.bmm(turn.to(x.dtype), x.reshape(n * q, k, c))  # (N Q, K_c, c): over d
-        u = u.view(n, q, k, c).transpose(1, 2).reshape(n * k, q, c)
-        parts.append(
-            torch.bmm(polar[m].to(x.dtype).view(n * k, q, polar[m].shape[3]).transpose(1, 2), u)
-        )  # (N K_c, count - m, c): over b
-    return torch.cat(parts, 1)
-
-
-class QuadrupletSum(torch.autograd.Function):
-    """quadruplet_sum with constant angles: keeps no intermediate at all."""
+class ForceShare(torch.autograd.Function):
+    """total + (chain(m) * (rad W^T)) mix^T: (E, w); ``total`` is overwritten, or None. Keeps pre-activations only."""
 
     @staticmethod
-    def plain(x, quads):
-        return quadruplet_sum(x, quads.polar, quads.dihedral)
+    def plain(total, m, scale, rad, W, mix, *weights):
+        share = F.linear(ResidualChain.plain(m, scale, *weights) * F.linear(rad, W), mix)
+        return share if total is None else total + share
 
     @staticmethod
-    def forward(ctx, x, quads):
-        ctx.quads, ctx.shape = quads, x.shape
-        return quadruplet_sum(x, quads.polar, quads.dihedral)
+    def forward(ctx, total, m, scale, rad, W, mix, *weights):
+        steps, z = _transposed(_scaled(scale, weights)), _like(m, len(weights))
+        W_columns, mix_columns = columns(W), columns(mix)
+        out = torch.empty_like(m) if total is None else total
+        buffers = [block_buffer(m, m.shape[1]) for _ in range(2)]
+        for rows in row_blocks(m, m.shape[1]):
+            a, x = _of(rows, buffers, here=True)
+            _chain(steps, m[rows], _of(rows, z), a, x)
+            x.mul_(torch.mm(rad[rows], W_columns, out=a))
+            if total is None:
+                torch.mm(x, mix_columns, out=out[rows])
+            else:
+                out[rows].addmm_(x, mix_columns)
+        if total is not None:
+            ctx.mark_dirty(total)
+        ctx.save_for_backward(m, rad, W, mix, *z, *weights)
+        ctx.scale = scale
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        n, q, k, c = ctx.shape
-        polar, dihedral = ctx.quads.polar, ctx.quads.dihedral
-        g_x, start = g.new_zeros(n * q, k, c), 0
-        for i, turn in enumerate(dihedral):
-            m = i if i < len(polar) else i - len(polar) + 1
-            part = g[:, start : start + len(polar) - m]
-            start += len(polar) - m
-            u = torch.bmm(polar[m].to(g.dtype).view(n * k, q, polar[m].shape[3]), part)  # (N K_c, Q, c)
-            u = u.view(n, k, q, c).transpose(1, 2).reshape(n * q, k, c)
-            g_x.baddbmm_(turn.to(g.dtype).transpose(1, 2), u)
-        return g_x.view(ctx.shape), None
+        m, rad, W, mix, *rest = ctx.saved_tensors
+        z, weights = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        steps, W_columns = _scaled(ctx.scale, weights), columns(W)
+        g_m, g_rad = torch.empty_like(m), torch.empty_like(rad)
+        g_W, g_mix, *g_weights = (torch.zeros_like(t) for t in (W, mix, *weights))
+        buffers = [block_buffer(m, m.shape[1]) for _ in range(4 + len(steps))]
+        for rows in row_blocks(m, m.shape[1]):
+            g_x, embedded, a, b, *inner = _of(rows, buffers, here=True)
+            *inputs, x = _chain_inputs(steps, m[rows], _of(rows, z), inner)
+            torch.mm(rad[rows], W_columns, out=embedded)
+            g_mix.addmm_(g[rows].t(), torch.mul(x, embedded, out=a))
+            torch.mm(g[rows], mix, out=g_x)
+            g_embedded = x.mul_(g_x)
+            g_W.addmm_(g_embedded.t(), rad[rows])
+            torch.mm(g_embedded, W, out=g_rad[rows])
+            _chain_backward(steps, g_x.mul_(embedded), inputs, _of(rows, z), (a, b), g_weights, g_m[rows])
+        g_total = g if ctx.needs_input_grad[0] else None
+        return g_total, g_m, None, g_rad, g_W, g_mix, *_unscaled(steps, g_weights)

@@ -18,13 +18,12 @@ from symscale.models.gemnet_graph import Graph, Quadruplets
 from symscale.models.gemnet_kernels import (
     ACT,
     HALF,
-    AddAtoms,
+    AtomsToEdges,
     MessageIn,
-    QuadrupletSum,
     RadialProduct,
     ResidualChain,
-    TripletSum,
 )
+from symscale.models.gemnet_sums import QuadrupletSum, TripletSum
 
 Scaled = tuple[Tensor, float]
 
@@ -85,10 +84,13 @@ class Residuals(nn.Module):
         self.first = nn.ModuleList(dense(width, width) for _ in range(count))
         self.second = nn.ModuleList(dense(width, width) for _ in range(count))
 
-    def forward(self, v: Tensor, scale: float) -> Scaled:
+    @property
+    def weights(self) -> list[Tensor]:
         layers = zip(self.first, self.second, strict=True)
-        weights = [layer.weight for pair in layers for layer in pair]
-        return apply_function(ResidualChain, v, scale, *weights), ACT * HALF
+        return [layer.weight for pair in layers for layer in pair]
+
+    def forward(self, v: Tensor, scale: float) -> Scaled:
+        return apply_function(ResidualChain, v, scale, *self.weights), ACT * HALF
 
 
 def mean_of(a: Scaled, b: Scaled) -> Scaled:
@@ -97,17 +99,20 @@ def mean_of(a: Scaled, b: Scaled) -> Scaled:
 
 
 class EdgeEmbedding(nn.Module):
-    """SiLU(W [h_src, h_dst, m]) with the products for h on nodes; returns a tensor of scale ACT."""
+    """ACT SiLU(W [h_src, h_dst, m]) with the products for h on nodes; with a chain, (m + chain(that)) / sqrt(2)."""
 
     def __init__(self, width: int, features: int):
         super().__init__()
         self.splits = [width, width, features]
         self.linear = dense(sum(self.splits), width)
 
-    def forward(self, h: Scaled, m: Scaled, graph: Graph) -> Scaled:
+    def forward(self, h: Scaled, m: Scaled, graph: Graph, chain: Residuals | None = None) -> Scaled:
         W_src, W_dst, W_m = self.linear.weight.split(self.splits, dim=1)
         nodes = F.linear(h[0], torch.cat([W_src, W_dst]) * h[1])  # (N, 2 w)
-        return F.silu(apply_function(AddAtoms, F.linear(m[0], W_m * m[1]), nodes, graph.src, graph.dst)), ACT
+        weights = [] if chain is None else chain.weights
+        edges = graph.src, graph.dst
+        out = apply_function(AtomsToEdges, m[0], nodes, *edges, W_m * m[1], ACT * HALF / m[1], ACT, *weights)
+        return out, ACT if chain is None else m[1] * HALF
 
 
 class Triplets(nn.Module):
