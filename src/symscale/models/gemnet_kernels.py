@@ -90,7 +90,7 @@ def _unscaled(steps, g_weights: list[Tensor], scale: float = 1.0) -> list[Tensor
 
 
 def _like(x: Tensor, count: int, width: int | None = None) -> list[Tensor]:
-    """Tensors to keep, not one large one: malloc holds on to less than 32 MB, so that its pages cost no new faults."""
+    """Tensors to keep. Not one large one: malloc holds on to less than 32 MB, so that pages cost no new faults."""
     return [x.new_empty(x.shape[0], width or x.shape[1]) for _ in range(count)]
 
 
