@@ -50,14 +50,14 @@ def polynomial_envelope(d: Tensor, cutoff: float, exponent: int = 5) -> Tensor:
     return 1 + x**p * (a + x * (b + x * c))
 
 
-def row_blocks(x: Tensor, width: int) -> list[slice]:
+def row_blocks(x: Tensor, width: int, least: int = 128) -> list[slice]:
     """Slices that cover the rows of ``x``: on a CPU of so few rows each that some (rows, width) tensors stay in its
-    second-level cache between row-wise operations (half a megabyte each); elsewhere all rows at once.
+    second-level cache between row-wise operations (half a megabyte each, ``least`` rows); elsewhere all at once.
     """
     count = x.shape[0]
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(0, count)]
-    step = max(128, 2**17 // max(width, 1))
+    step = max(least, 2**17 // max(width, 1))
     return [slice(i, min(i + step, count)) for i in range(0, count, step)]
 
 

@@ -67,18 +67,18 @@ class TripletSum(torch.autograd.Function):
             torch.bmm(radial[rows], product.transpose(1, 2), out=g_sums[rows])
             torch.bmm(block.transpose(0, 1), product, out=g_radial[rows])
         n, k = graph.atoms, graph.degree
-        g_x = x.new_zeros(n, k, size_in)
-        for atoms in row_blocks(g_x, k * g_sums.shape[1] * size_in):
+        g_x = x.new_empty(n, k, size_in)
+        for atoms in row_blocks(g_x, k * g_sums.shape[1] * size_in, 48):
             shape = atoms.stop - atoms.start, k, degrees + 1, size_in
             places = graph.edge[atoms.start * k : atoms.stop * k]
             g_atoms = g_sums.flatten(1).index_select(0, places).view(shape)
-            for l, y in enumerate(_by_degree(angles[atoms], 2, degrees)):
-                g_x[atoms].baddbmm_(y, torch.bmm(y.transpose(1, 2), g_atoms[:, :, l]))
+            own = _by_degree(angles[atoms].transpose(1, 2), 1, degrees)
+            g_moments = torch.cat([torch.bmm(y, g_atoms[:, :, l]) for l, y in enumerate(own)], 1)
+            torch.bmm(angles[atoms], g_moments, out=g_x[atoms])
         g_x = g_x.flatten(0, 1).index_select(0, graph.slot).add_(g_sums[:, degrees])
         g_angles = None
-        if ctx.needs_input_grad[
-            2
-        ]:  # with respect to positions, which training of direct forces does not ask for
+        if ctx.needs_input_grad[2]:
+            # with respect to positions, which training of direct forces does not ask for
             with torch.enable_grad():
                 free = angles.detach().requires_grad_()
                 (g_angles,) = torch.autograd.grad(TripletSum.plain(x, radial, free, W, graph), free, g)
