@@ -20,7 +20,7 @@ from symscale.data.batch import Batch
 from symscale.models.common import GaussianRBF, apply_function, graph_sum, polynomial_envelope
 from symscale.models.gemnet_basis import harmonics, own_weights
 from symscale.models.gemnet_graph import Graph, Quadruplets, build_graph, build_quadruplets
-from symscale.models.gemnet_kernels import ACT, HALF, EdgeUpdate, ForceShare, RadialSum
+from symscale.models.gemnet_kernels import ACT, HALF, EdgeUpdate, LayerOutput
 from symscale.models.gemnet_layers import (
     EdgeEmbedding,
     QuadrupletMessages,
@@ -68,12 +68,13 @@ class AtomUpdate(nn.Module):
         self.scale_sum = ScaleFactor()
         self.layers = Residuals(width, ATOM)
 
-    def forward(self, m: Scaled, rad: Tensor, graph: Graph) -> Scaled:
-        x = apply_function(
-            RadialSum, m[0], rad, self.radial.weight * (self.scale_sum.value * m[1]), graph
-        )  # (N, w)
-        x = self.scale_sum.fit(x, m[0] * m[1] if self.scale_sum.fitting else m[0])
-        return self.layers(x, 1.0)
+    def weight(self, scale: float) -> Tensor:
+        """Of the radial basis, for edge embeddings of that scale."""
+        return self.radial.weight * (self.scale_sum.value * scale)
+
+    def forward(self, x: Tensor, m: Scaled) -> Scaled:
+        """``x`` (N, w): the sums with ``weight(m[1])``."""
+        return self.layers(self.scale_sum.fit(x, m[0] * m[1] if self.scale_sum.fitting else m[0]), 1.0)
 
 
 class Output(nn.Module):
@@ -91,12 +92,13 @@ class Output(nn.Module):
         self, h: Scaled, m: Scaled, rad: Tensor, graph: Graph, forces: Tensor | None, mix: Tensor
     ) -> tuple[Scaled, Tensor]:
         """The layer's energies, and ``forces``, the mix of all layers' contributions, with its own added."""
-        energy = self.after_atom(*mean_of(self.atoms(m, rad, graph), h))
         if self.scale_radial.fitting:
             v, scale = self.forces(*m)
             self.scale_radial.fit(v * scale * self.radial(rad), v * scale)
         weight = self.radial.weight * (self.scale_radial.value * (ACT * HALF))
-        return energy, apply_function(ForceShare, forces, *m, rad, weight, mix, *self.forces.weights)
+        weights = weight, self.atoms.weight(m[1]), mix, graph, *self.forces.weights
+        forces, x = apply_function(LayerOutput, forces, *m, rad, *weights)
+        return self.after_atom(*mean_of(self.atoms(x, m), h)), forces
 
 
 class Interaction(nn.Module):
@@ -123,11 +125,12 @@ class Interaction(nn.Module):
         before, after = self.before_skip.weights, self.after_skip.weights
         scales, counts = (ACT / math.sqrt(1 + len(terms) / 4), m[1] * HALF), (len(before), len(after))
         weight, alpha = self.dense.weight * m[1], ACT * HALF / m[1]
-        m = (
-            apply_function(EdgeUpdate, m[0], alpha, scales, counts, weight, *before, *after, *terms),
-            ACT * HALF,
+        summed = bases.atom_radial, self.atom_update.weight(ACT * HALF), graph
+        v, x = apply_function(
+            EdgeUpdate, m[0], alpha, scales, counts, weight, *summed, *before, *after, *terms
         )
-        h = mean_of(self.atom_update(m, bases.atom_radial, graph), h)
+        m = v, ACT * HALF
+        h = mean_of(self.atom_update(x, m), h)
         return h, self.concat(h, m, graph, self.residual)
 
 

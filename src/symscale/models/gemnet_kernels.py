@@ -162,34 +162,19 @@ class RadialProduct(torch.autograd.Function):
         return g_x, g_rad, g_W
 
 
-class RadialSum(torch.autograd.Function):
-    """Sum over the edges into each atom of x * (rad W^T): (N, w)."""
+def _sum_at_atoms(x, rad, W_columns, dst, a: Tensor, out: Tensor) -> None:
+    """Add x * (rad W^T) of a block of edges to ``out`` (N, w) at their targets."""
+    out.index_add_(0, dst, torch.mm(rad, W_columns, out=a).mul_(x))
 
-    @staticmethod
-    def plain(x, rad, W, graph):
-        return graph.sum_at(graph.dst, x * F.linear(rad, W))
 
-    @staticmethod
-    def forward(ctx, x, rad, W, graph):
-        ctx.save_for_backward(x, rad, W)
-        ctx.graph = graph
-        out = x.new_zeros(graph.atoms, x.shape[1])
-        for rows in row_blocks(x, x.shape[1]):
-            out.index_add_(0, graph.dst[rows], torch.mm(rad[rows], W.t()).mul_(x[rows]))
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        x, rad, W = ctx.saved_tensors
-        g_x, g_rad, g_W = torch.empty_like(x), torch.empty_like(rad), torch.zeros_like(W)
-        for rows in row_blocks(x, x.shape[1]):
-            g_rows = g.index_select(0, ctx.graph.dst[rows])
-            torch.mm(rad[rows], W.t(), out=g_x[rows]).mul_(g_rows)
-            g_rows.mul_(x[rows])
-            torch.mm(g_rows, W, out=g_rad[rows])
-            g_W.addmm_(g_rows.t(), rad[rows])
-        return g_x, g_rad, g_W, None
+def _sum_at_atoms_backward(g, x, rad, W, W_columns, dst, a: Tensor, b: Tensor, g_rad, g_W) -> Tensor:
+    """What ``g`` (N, w) gives to the gradient of x, in ``a``; that of ``rad`` is written, that of W added to."""
+    torch.index_select(g, 0, dst, out=b)
+    torch.mm(rad, W_columns, out=a).mul_(b)
+    b.mul_(x)
+    torch.mm(b, W, out=g_rad)
+    g_W.addmm_(b.t(), rad)
+    return a
 
 
 class AtomsToEdges(torch.autograd.Function):
@@ -304,29 +289,33 @@ class MessageIn(torch.autograd.Function):
 
 
 class EdgeUpdate(torch.autograd.Function):
-    """chain_2(m + alpha chain_1(SiLU(m W^T) + HALF * sum of SiLU(y U^T))): (E, w).
+    """x = chain_2(m + alpha chain_1(SiLU(m W^T) + HALF * sum of SiLU(y U^T))), (E, w), and the sums of
+    x * (rad W_rad^T) over the edges into each atom, (N, w).
 
     ``scales`` are those of the chains' inputs, ``counts`` their numbers of matrices. ``tensors``: the matrices of
     chain_1, of chain_2, and the pairs y, U.
     """
 
     @staticmethod
-    def plain(m, alpha, scales, counts, W, *tensors):
+    def plain(m, alpha, scales, counts, W, rad, W_rad, graph, *tensors):
         first, second, others = _split(counts, tensors)
         x = F.silu(F.linear(m, W)) + HALF * sum(
             F.silu(F.linear(y, U)) for y, U in zip(others[::2], others[1::2], strict=True)
         )
         x = m + alpha * ResidualChain.plain(x, scales[0], *first)
-        return ResidualChain.plain(x, scales[1], *second)
+        x = ResidualChain.plain(x, scales[1], *second)
+        return x, graph.sum_at(graph.dst, x * F.linear(rad, W_rad))
 
     @staticmethod
-    def forward(ctx, m, alpha, scales, counts, W, *tensors):
+    def forward(ctx, m, alpha, scales, counts, W, rad, W_rad, graph, *tensors):
         first, second, others = _split(counts, tensors)
         pairs = [(m, columns(W))]
         pairs += [(y, columns(U)) for y, U in zip(others[::2], others[1::2], strict=True)]
         chains = [_transposed(_scaled(s, w)) for s, w in zip(scales, (first, second), strict=True)]
+        W_columns = columns(W_rad)
         z, z1, z2 = (_like(m, count) for count in (len(pairs), *counts))
         x1, x2, out = _like(m, 3)
+        sums = m.new_zeros(graph.atoms, m.shape[1])
         buffers = [block_buffer(m, m.shape[1]) for _ in range(2)]
         for rows in row_blocks(m, m.shape[1]):
             a, b = _of(rows, buffers, here=True)
@@ -339,17 +328,18 @@ class EdgeUpdate(torch.autograd.Function):
                     silu_into(z_k, out=x)
             _chain(chains[0], x, _of(rows, z1), a, b)
             x = torch.add(m[rows], b, alpha=alpha, out=x2[rows])
-            _chain(chains[1], x, _of(rows, z2), a, out[rows])
-        ctx.save_for_backward(m, W, *tensors, x1, x2, *z, *z1, *z2)
-        ctx.numbers = alpha, scales, counts, len(tensors)
-        return out
+            x = _chain(chains[1], x, _of(rows, z2), a, out[rows])
+            _sum_at_atoms(x, rad[rows], W_columns, graph.dst[rows], a, sums)
+        ctx.save_for_backward(m, W, rad, W_rad, *tensors, x1, x2, out, *z, *z1, *z2)
+        ctx.numbers, ctx.graph = (alpha, scales, counts, len(tensors)), graph
+        return out, sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g):
+    def backward(ctx, g, g_sums):
         alpha, scales, counts, length = ctx.numbers
-        m, W, *rest = ctx.saved_tensors
-        tensors, (x1, x2, *rest) = rest[:length], rest[length:]
+        m, W, rad, W_rad, *rest = ctx.saved_tensors
+        tensors, (x1, x2, out, *rest) = rest[:length], rest[length:]
         first, second, others = _split(counts, tensors)
         z, z1, z2 = rest[: -sum(counts)], rest[-sum(counts) : -counts[1]], rest[-counts[1] :]
         chains = [_scaled(s, w) for s, w in zip(scales, (first, second), strict=True)]
@@ -357,13 +347,20 @@ class EdgeUpdate(torch.autograd.Function):
         # linear in the gradient: its factors alpha and HALF are multiplied into small matrices
         pairs = [(y, U, U * (alpha * HALF)) for y, U in zip(others[::2], others[1::2], strict=True)]
         found = [(torch.empty_like(y), torch.zeros_like(U)) for y, U, _ in pairs]
-        W_alpha, g_m, g_W = W * alpha, torch.empty_like(m), torch.zeros_like(W)
+        W_alpha, W_columns = W * alpha, columns(W_rad)
+        g_m, g_rad, g_W, g_W_rad = (
+            torch.empty_like(m),
+            torch.empty_like(rad),
+            torch.zeros_like(W),
+            torch.zeros_like(W_rad),
+        )
         buffers = [block_buffer(m, m.shape[1]) for _ in range(3 + max(counts) // 2)]
         for rows in row_blocks(m, m.shape[1]):
             g2, g1, *room = _of(rows, buffers, here=True)
-            _chain_backward(
-                chains[1], g[rows], x2[rows], _of(rows, z2), room[: 1 + counts[1] // 2], g_second, g2
-            )
+            at = rad[rows], W_rad, W_columns, ctx.graph.dst[rows]
+            _sum_at_atoms_backward(g_sums, out[rows], *at, g2, g1, g_rad[rows], g_W_rad)
+            g2.add_(g[rows])
+            _chain_backward(chains[1], g2, x2[rows], _of(rows, z2), room[: 1 + counts[1] // 2], g_second, g2)
             _chain_backward(chains[0], g2, x1[rows], _of(rows, z1), room[: 1 + counts[0] // 2], g_first, g1)
             g_z = silu_backward_into(g1, z[0][rows], grad_input=room[0])
             g_W.addmm_(g_z.t(), m[rows])
@@ -374,7 +371,7 @@ class EdgeUpdate(torch.autograd.Function):
                 torch.mm(g_z, U, out=g_y[rows])
         g_others = [t for g_y, g_U in found for t in (g_y, g_U.mul_(alpha * HALF))]
         g_weights = _unscaled(chains[0], g_first, alpha) + _unscaled(chains[1], g_second)
-        return g_m, None, None, None, g_W.mul_(alpha), *g_weights, *g_others
+        return g_m, None, None, None, g_W.mul_(alpha), g_rad, g_W_rad, None, *g_weights, *g_others
 
 
 def _split(counts: tuple[int, int], tensors):
@@ -382,22 +379,27 @@ def _split(counts: tuple[int, int], tensors):
     return tensors[:a], tensors[a : a + b], tensors[a + b :]
 
 
-class ForceShare(torch.autograd.Function):
-    """total + (chain(m) * (rad W^T)) mix^T: (E, w); ``total`` is overwritten, or None. Keeps pre-activations only."""
+class LayerOutput(torch.autograd.Function):
+    """total + (chain(m) * (rad W^T)) mix^T, (E, w), and the sums of m * (rad W_sum^T) over the edges into each atom.
+
+    ``total`` is overwritten, or None. Keeps pre-activations only.
+    """
 
     @staticmethod
-    def plain(total, m, scale, rad, W, mix, *weights):
+    def plain(total, m, scale, rad, W, W_sum, mix, graph, *weights):
         share = F.linear(ResidualChain.plain(m, scale, *weights) * F.linear(rad, W), mix)
-        return share if total is None else total + share
+        return share if total is None else total + share, graph.sum_at(graph.dst, m * F.linear(rad, W_sum))
 
     @staticmethod
-    def forward(ctx, total, m, scale, rad, W, mix, *weights):
+    def forward(ctx, total, m, scale, rad, W, W_sum, mix, graph, *weights):
         steps, z = _transposed(_scaled(scale, weights)), _like(m, len(weights))
-        W_columns, mix_columns = columns(W), columns(mix)
+        W_columns, sum_columns, mix_columns = (columns(t) for t in (W, W_sum, mix))
         out = torch.empty_like(m) if total is None else total
+        sums = m.new_zeros(graph.atoms, m.shape[1])
         buffers = [block_buffer(m, m.shape[1]) for _ in range(2)]
         for rows in row_blocks(m, m.shape[1]):
             a, x = _of(rows, buffers, here=True)
+            _sum_at_atoms(m[rows], rad[rows], sum_columns, graph.dst[rows], a, sums)
             _chain(steps, m[rows], _of(rows, z), a, x)
             x.mul_(torch.mm(rad[rows], W_columns, out=a))
             if total is None:
@@ -406,18 +408,18 @@ class ForceShare(torch.autograd.Function):
                 out[rows].addmm_(x, mix_columns)
         if total is not None:
             ctx.mark_dirty(total)
-        ctx.save_for_backward(m, rad, W, mix, *z, *weights)
-        ctx.scale = scale
-        return out
+        ctx.save_for_backward(m, rad, W, W_sum, mix, *z, *weights)
+        ctx.scale, ctx.graph = scale, graph
+        return out, sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g):
-        m, rad, W, mix, *rest = ctx.saved_tensors
+    def backward(ctx, g, g_sums):
+        m, rad, W, W_sum, mix, *rest = ctx.saved_tensors
         z, weights = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        steps, W_columns = _scaled(ctx.scale, weights), columns(W)
+        steps, W_columns, sum_columns = _scaled(ctx.scale, weights), columns(W), columns(W_sum)
         g_m, g_rad = torch.empty_like(m), torch.empty_like(rad)
-        g_W, g_mix, *g_weights = (torch.zeros_like(t) for t in (W, mix, *weights))
+        g_W, g_sum, g_mix, *g_weights = (torch.zeros_like(t) for t in (W, W_sum, mix, *weights))
         buffers = [block_buffer(m, m.shape[1]) for _ in range(4 + len(steps))]
         for rows in row_blocks(m, m.shape[1]):
             g_x, embedded, a, b, *inner = _of(rows, buffers, here=True)
@@ -427,7 +429,11 @@ class ForceShare(torch.autograd.Function):
             torch.mm(g[rows], mix, out=g_x)
             g_embedded = x.mul_(g_x)
             g_W.addmm_(g_embedded.t(), rad[rows])
-            torch.mm(g_embedded, W, out=g_rad[rows])
-            _chain_backward(steps, g_x.mul_(embedded), inputs, _of(rows, z), (a, b), g_weights, g_m[rows])
+            g_x.mul_(embedded)
+            at = rad[rows], W_sum, sum_columns, ctx.graph.dst[rows]
+            own = _sum_at_atoms_backward(g_sums, m[rows], *at, embedded, b, g_rad[rows], g_sum)
+            g_rad[rows].addmm_(g_embedded, W)
+            _chain_backward(steps, g_x, inputs, _of(rows, z), (a, b), g_weights, g_x)
+            torch.add(g_x, own, out=g_m[rows])
         g_total = g if ctx.needs_input_grad[0] else None
-        return g_total, g_m, None, g_rad, g_W, g_mix, *_unscaled(steps, g_weights)
+        return g_total, g_m, None, g_rad, g_W, g_sum, g_mix, None, *_unscaled(steps, g_weights)
