@@ -19,8 +19,9 @@ from symscale.cells import CellSpec
 from symscale.data.batch import Batch
 from symscale.models.common import GaussianRBF, apply_function, graph_sum, polynomial_envelope
 from symscale.models.gemnet_basis import harmonics, own_weights
+from symscale.models.gemnet_edges import EdgeUpdate, LayerOutput
 from symscale.models.gemnet_graph import Graph, Quadruplets, build_graph, build_quadruplets
-from symscale.models.gemnet_kernels import ACT, HALF, EdgeUpdate, LayerOutput
+from symscale.models.gemnet_kernels import ACT, HALF
 from symscale.models.gemnet_layers import (
     EdgeEmbedding,
     QuadrupletMessages,

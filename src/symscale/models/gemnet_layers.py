@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from symscale.models.common import apply_function
+from symscale.models.gemnet_edges import AtomsToEdges
 from symscale.models.gemnet_graph import Graph, Quadruplets
 from symscale.models.gemnet_kernels import (
     ACT,
     HALF,
-    AtomsToEdges,
     MessageIn,
     RadialProduct,
     ResidualChain,
