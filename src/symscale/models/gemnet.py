@@ -57,7 +57,7 @@ class Bases:
     quadruplets: Quadruplets | None = None
     quadruplet_radial: Tensor | None = None  # (E, RBF)
     quadruplet_inner: Tensor | None = None  # (N Q K_d, CBF)
-    quadruplet_outer: Tensor | None = None  # (N K_c, SBF, SPHERICAL^2)
+    quadruplet_outer: Tensor | None = None  # (E, SPHERICAL^2, SBF)
 
 
 class AtomUpdate(nn.Module):
@@ -172,7 +172,8 @@ class BasisProjections(nn.Module):
         else:
             own = raw.new_zeros(n * q, CBF, SPHERICAL)
         inner = torch.bmm(quads.inner.view(n * q, k, SPHERICAL), own.transpose(1, 2)).view(n * q * k, CBF)
-        outer = graph.pad(self.to_outer(raw)).view(n * k, SBF, SPHERICAL**2)
+        outer = self.to_outer.weight.unflatten(0, (SBF, -1)).transpose(0, 1).flatten(0, 1)
+        outer = F.linear(raw, outer).unflatten(1, (SPHERICAL**2, SBF))
         return Bases(
             graph,
             *triplets,

@@ -23,7 +23,7 @@ from symscale.models.gemnet_kernels import (
     RadialProduct,
     ResidualChain,
 )
-from symscale.models.gemnet_sums import QuadrupletSum, TripletSum
+from symscale.models.gemnet_sums import OuterSum, QuadrupletSum, TripletSum
 
 Scaled = tuple[Tensor, float]
 
@@ -135,13 +135,17 @@ class Triplets(nn.Module):
         ``radial`` (E, count + 1, size_cbf) is R_li(c), ``angles`` (N, K, count^2) is Y_lm(c).
         """
         x = message_in(self, m, rad)  # (E, size_in)
-        weight = (self.bilinear.weight * (ACT * self.scale_sum.value)).unflatten(1, (-1, x.shape[1]))
-        weight = weight.transpose(1, 2).flatten(1)  # (size_out, size_in size_cbf)
+        weight = by_message(self.bilinear.weight * (ACT * self.scale_sum.value), x.shape[1])
         out = apply_function(TripletSum, x, radial, angles, weight, graph)  # (E, size_out)
         if self.scale_sum.fitting:
             degree = graph.sum_at(graph.dst, torch.ones_like(x[:, :1]))[:, 0].index_select(0, graph.dst)
             out = self.scale_sum.fit(out, x * ACT, degree - 1)
         return [out, self.up.weight, out.index_select(0, graph.swap), self.up_reverse.weight]
+
+
+def by_message(weight: Tensor, size_in: int) -> Tensor:
+    """A bilinear weight with columns (basis, size_in) in the order (size_in, basis), whose products are faster."""
+    return weight.unflatten(1, (-1, size_in)).transpose(1, 2).flatten(1)
 
 
 def message_in(block: Triplets | QuadrupletMessages, m: Scaled, rad: Tensor) -> Tensor:
@@ -159,7 +163,7 @@ class QuadrupletMessages(nn.Module):
 
     def __init__(self, width: int, size_in: int, size_out: int, size_rbf: int, size_cbf: int, size_sbf: int):
         super().__init__()
-        self.sizes = size_out, size_sbf, size_in
+        self.size_in = size_in
         self.dense = dense(width, width)
         self.radial = dense(size_rbf, width)
         self.scale_radial = ScaleFactor()
@@ -176,11 +180,11 @@ class QuadrupletMessages(nn.Module):
     ) -> list[Tensor]:
         """Rows and weights, two pairs, of the pre-activations (E, w) for an edge and from its reverse.
 
-        ``inner`` (N Q K_d, size_cbf) is the basis of d -> b -> a, ``outer`` (N K_c, size_sbf, count^2) the
-        radial part of that of c -> a.
+        ``inner`` (N Q K_d, size_cbf) is the basis of d -> b -> a, ``outer`` (E, count^2, size_sbf) the radial part of
+        that of c -> a.
         """
         n, k, q = graph.atoms, graph.degree, quads.row.shape[1]
-        _, size_sbf, size_in = self.sizes
+        size_in = self.size_in
         x = message_in(self, m, rad)  # (E, size_in)
         rows = graph.pad(x).index_select(0, quads.row.flatten()).view(n * q * k, size_in)
         y = apply_function(
@@ -195,14 +199,10 @@ class QuadrupletMessages(nn.Module):
         angles = quads.dihedral[-1].requires_grad
         y = y.view(n, q, k, size_in)
         x = QuadrupletSum.plain(y, quads) if angles else apply_function(QuadrupletSum, y, quads)
-        x = torch.bmm(outer, x).view(n * k, size_sbf * size_in)
-        x_sum = F.linear(x, self.bilinear.weight * self.scale_sum.value)  # (N K_c, size_out)
+        weight = by_message(self.bilinear.weight * self.scale_sum.value, size_in)
+        out = apply_function(OuterSum, x, outer, weight, graph)  # (E, size_out)
         if self.scale_sum.fitting:
             there = quads.inner[..., 0].view(n * q, k) != 0
-            weight = (quads.dihedral[0] != 0).sum(1) * there  # quadruplets that use each d -> b -> a
-            self.scale_sum.fit(
-                x_sum.index_select(0, graph.slot), y.view(-1, size_in), weight.flatten().to(y.dtype)
-            )
-            x_sum = x_sum * self.scale_sum.value
-        out = x_sum.index_select(0, graph.slot)
+            used = (quads.dihedral[0] != 0).sum(1) * there  # quadruplets that use each d -> b -> a
+            out = self.scale_sum.fit(out, y.view(-1, size_in), used.flatten().to(y.dtype))
         return [out, self.up.weight, out.index_select(0, graph.swap), self.up_reverse.weight]

@@ -142,3 +142,42 @@ class QuadrupletSum(torch.autograd.Function):
             u = u.view(n, k, q, c).transpose(1, 2).reshape(n * q, k, c)
             g_x.baddbmm_(turn.to(g.dtype).transpose(1, 2), u)
         return g_x.view(ctx.shape), None
+
+
+class OuterSum(torch.autograd.Function):
+    """sum over f, i, j of W_oji R_fi(c) x_fj(c): (N K, F, size_in) and (E, F, size_sbf) -> (E, size_out).
+
+    In blocks of edges, whose rows of ``x`` are taken on the way: nothing is done for empty places, and the
+    (size_in, size_sbf) products of an edge are never kept.
+    """
+
+    @staticmethod
+    def plain(x, radial, W, graph):
+        x = x.index_select(0, graph.slot)
+        return F.linear(torch.bmm(x.transpose(1, 2), radial).flatten(1), W)
+
+    @staticmethod
+    def forward(ctx, x, radial, W, graph):
+        out, W_columns = x.new_empty(radial.shape[0], W.shape[0]), columns(W)
+        for rows in row_blocks(radial, radial.shape[1] * radial.shape[2], 64):
+            x_rows = x.index_select(0, graph.slot[rows])
+            product = torch.bmm(x_rows.transpose(1, 2), radial[rows])  # (rows, size_in, size_sbf)
+            torch.mm(product.flatten(1), W_columns, out=out[rows])
+        ctx.save_for_backward(x, radial, W)
+        ctx.graph = graph
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, radial, W = ctx.saved_tensors
+        slot = ctx.graph.slot
+        g_x, g_radial, g_W = torch.zeros_like(x), torch.empty_like(radial), torch.zeros_like(W)
+        for rows in row_blocks(radial, radial.shape[1] * radial.shape[2], 64):
+            x_rows = x.index_select(0, slot[rows])
+            product = torch.bmm(x_rows.transpose(1, 2), radial[rows])
+            g_W.addmm_(g[rows].t(), product.flatten(1))
+            torch.mm(g[rows], W, out=product.flatten(1))
+            torch.bmm(x_rows, product, out=g_radial[rows])
+            g_x.index_copy_(0, slot[rows], torch.bmm(radial[rows], product.transpose(1, 2)))
+        return g_x, g_radial, g_W, None
