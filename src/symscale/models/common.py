@@ -53,38 +53,15 @@ def polynomial_envelope(d: Tensor, cutoff: float, exponent: int = 5) -> Tensor:
     return 1 + x**p * (a + x * (b + x * c))
 
 
-def row_blocks(x: Tensor, width: int) -> list[slice]:
+def row_blocks(x: Tensor, width: int, least: int = 128) -> list[slice]:
     """Slices that cover the rows of ``x``: on a CPU of so few rows each that some (rows, width) tensors stay in its
-    second-level cache between row-wise operations (half a megabyte each); elsewhere all rows at once.
+    second-level cache between row-wise operations (half a megabyte each, ``least`` rows); elsewhere all at once.
     """
     count = x.shape[0]
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(0, count)]
-    step = max(128, 2**17 // width)
+    step = max(least, 2**17 // max(width, 1))
     return [slice(i, min(i + step, count)) for i in range(0, max(count, 1), step)]
-
-
-_given_order = False
-
-
-@contextlib.contextmanager
-def in_given_order():
-    """Inside, no work is arranged by the values of tensors: what is executed is what any device would execute."""
-    global _given_order
-    before, _given_order = _given_order, True
-    try:
-        yield
-    finally:
-        _given_order = before
-
-
-def reads_values(x: Tensor) -> bool:
-    """Whether work may be arranged by the values in ``x``: on a CPU, where reading one stalls nothing, and in passes
-    written by hand. Not while torch.compile traces, nor for tensors without values.
-    """
-    if _given_order or _twice or torch.compiler.is_compiling():
-        return False
-    return x.device.type == "cpu" and not isinstance(x, FakeTensor)
 
 
 _given_order = False

@@ -18,8 +18,10 @@ from torch.nn import functional as F
 from symscale.cells import CellSpec
 from symscale.data.batch import Batch
 from symscale.models.common import GaussianRBF, apply_function, graph_sum, polynomial_envelope
-from symscale.models.gemnet_graph import Graph, Quadruplets, build_graph, build_quadruplets, triplet_angles
-from symscale.models.gemnet_kernels import ACT, HALF, MessageOut, RadialProduct, RadialSum
+from symscale.models.gemnet_basis import harmonics, own_weights
+from symscale.models.gemnet_edges import EdgeUpdate, LayerOutput
+from symscale.models.gemnet_graph import Graph, Quadruplets, build_graph, build_quadruplets
+from symscale.models.gemnet_kernels import ACT, HALF
 from symscale.models.gemnet_layers import (
     EdgeEmbedding,
     QuadrupletMessages,
@@ -48,14 +50,14 @@ class Bases:
 
     graph: Graph
     triplet_radial: Tensor  # (E, RBF)
-    triplet_circular: Tensor  # (E, CBF, SPHERICAL)
-    triplet_angles: Tensor  # (N, K_c SPHERICAL, K_b)
+    triplet_circular: Tensor  # (E, SPHERICAL + 1, CBF), the last for an edge's own message
+    triplet_angles: Tensor  # (N, K, SPHERICAL^2)
     atom_radial: Tensor  # (E, RBF)
     output_radial: Tensor  # (E, RBF)
     quadruplets: Quadruplets | None = None
     quadruplet_radial: Tensor | None = None  # (E, RBF)
     quadruplet_inner: Tensor | None = None  # (N Q K_d, CBF)
-    quadruplet_outer: Tensor | None = None  # (N K_c, SBF, SPHERICAL^2)
+    quadruplet_outer: Tensor | None = None  # (E, SPHERICAL^2, SBF)
 
 
 class AtomUpdate(nn.Module):
@@ -67,12 +69,13 @@ class AtomUpdate(nn.Module):
         self.scale_sum = ScaleFactor()
         self.layers = Residuals(width, ATOM)
 
-    def forward(self, m: Scaled, rad: Tensor, graph: Graph) -> Scaled:
-        x = apply_function(
-            RadialSum, m[0], rad, self.radial.weight * (self.scale_sum.value * m[1]), graph
-        )  # (N, w)
-        x = self.scale_sum.fit(x, m[0] * m[1] if self.scale_sum.fitting else m[0])
-        return self.layers(x, 1.0)
+    def weight(self, scale: float) -> Tensor:
+        """Of the radial basis, for edge embeddings of that scale."""
+        return self.radial.weight * (self.scale_sum.value * scale)
+
+    def forward(self, x: Tensor, m: Scaled) -> Scaled:
+        """``x`` (N, w): the sums with ``weight(m[1])``."""
+        return self.layers(self.scale_sum.fit(x, m[0] * m[1] if self.scale_sum.fitting else m[0]), 1.0)
 
 
 class Output(nn.Module):
@@ -86,11 +89,17 @@ class Output(nn.Module):
         self.radial = dense(RBF, width)
         self.scale_radial = ScaleFactor()
 
-    def forward(self, h: Scaled, m: Scaled, rad: Tensor, graph: Graph) -> tuple[Scaled, Tensor]:
-        energy = self.after_atom(*mean_of(self.atoms(m, rad, graph), h))
-        v, scale = self.forces(*m)
-        forces = apply_function(RadialProduct, v, rad, self.radial.weight * (self.scale_radial.value * scale))
-        return energy, self.scale_radial.fit(forces, v * scale if self.scale_radial.fitting else v)
+    def forward(
+        self, h: Scaled, m: Scaled, rad: Tensor, graph: Graph, forces: Tensor | None, mix: Tensor
+    ) -> tuple[Scaled, Tensor]:
+        """The layer's energies, and ``forces``, the mix of all layers' contributions, with its own added."""
+        if self.scale_radial.fitting:
+            v, scale = self.forces(*m)
+            self.scale_radial.fit(v * scale * self.radial(rad), v * scale)
+        weight = self.radial.weight * (self.scale_radial.value * (ACT * HALF))
+        weights = weight, self.atoms.weight(m[1]), mix, graph, *self.forces.weights
+        forces, x = apply_function(LayerOutput, forces, *m, rad, *weights)
+        return self.after_atom(*mean_of(self.atoms(x, m), h)), forces
 
 
 class Interaction(nn.Module):
@@ -114,11 +123,16 @@ class Interaction(nn.Module):
         if self.quadruplets is not None:
             quads = (bases.quadruplet_inner, bases.quadruplet_outer, bases.quadruplets, graph)
             terms += self.quadruplets(m, bases.quadruplet_radial, *quads)
-        x = apply_function(MessageOut, HALF, m[0], self.dense.weight * m[1], *terms)
-        x = self.before_skip(x, ACT / math.sqrt(1 + len(terms) / 4))
-        m = self.after_skip(*mean_of(m, x))
-        h = mean_of(self.atom_update(m, bases.atom_radial, graph), h)
-        return h, mean_of(m, self.residual(*self.concat(h, m, graph)))
+        before, after = self.before_skip.weights, self.after_skip.weights
+        scales, counts = (ACT / math.sqrt(1 + len(terms) / 4), m[1] * HALF), (len(before), len(after))
+        weight, alpha = self.dense.weight * m[1], ACT * HALF / m[1]
+        summed = bases.atom_radial, self.atom_update.weight(ACT * HALF), graph
+        v, x = apply_function(
+            EdgeUpdate, m[0], alpha, scales, counts, weight, *summed, *before, *after, *terms
+        )
+        m = v, ACT * HALF
+        h = mean_of(self.atom_update(x, m), h)
+        return h, self.concat(h, m, graph, self.residual)
 
 
 class BasisProjections(nn.Module):
@@ -139,11 +153,16 @@ class BasisProjections(nn.Module):
     def forward(self, raw: Tensor, graph: Graph) -> Bases:
         """Raw radial functions (E, RADIAL) -> all bases."""
         n, k = graph.atoms, graph.degree
+        circular = self.to_triplet_angular.weight.view(CBF, SPHERICAL, RADIAL).transpose(0, 1)
+        # sums over all edges of an atom hold the edge itself, which this weight takes off
+        own = sum(weight * circular[l] for l, weight in enumerate(own_weights(SPHERICAL)))
+        circular = torch.cat([circular.flatten(0, 1), -own])
         # one product for all, rows of raw being long: (E, RADIAL)
-        layers = [self.to_triplet, self.to_triplet_angular, self.to_atom, self.to_output]
-        projected = F.linear(raw, torch.cat([layer.weight for layer in layers]))
-        rad, circular, atom, output = projected.split([layer.out_features for layer in layers], 1)
-        triplets = rad, circular.unflatten(1, (CBF, SPHERICAL)), triplet_angles(graph, SPHERICAL)
+        weights = [self.to_triplet.weight, circular, self.to_atom.weight, self.to_output.weight]
+        projected = F.linear(raw, torch.cat(weights))
+        rad, circular, atom, output = projected.split([weight.shape[0] for weight in weights], 1)
+        angles = graph.pad(harmonics(graph.unit, SPHERICAL))
+        triplets = rad, circular.unflatten(1, (SPHERICAL + 1, CBF)), angles
         if not self.quadruplets:
             return Bases(graph, *triplets, atom, output)
         quads = build_quadruplets(graph, SPHERICAL, QUADRUPLET_NEIGHBORS)
@@ -153,7 +172,8 @@ class BasisProjections(nn.Module):
         else:
             own = raw.new_zeros(n * q, CBF, SPHERICAL)
         inner = torch.bmm(quads.inner.view(n * q, k, SPHERICAL), own.transpose(1, 2)).view(n * q * k, CBF)
-        outer = graph.pad(self.to_outer(raw)).view(n * k, SBF, SPHERICAL**2)
+        outer = self.to_outer.weight.unflatten(0, (SBF, -1)).transpose(0, 1).flatten(0, 1)
+        outer = F.linear(raw, outer).unflatten(1, (SPHERICAL**2, SBF))
         return Bases(
             graph,
             *triplets,
@@ -212,10 +232,8 @@ class GemNetOC(nn.Module):
         for i, (output, mix) in enumerate(zip(self.outputs, mixes, strict=True)):
             if i:
                 h, m = self.interactions[i - 1](h, m, bases)
-            energy, force = output(h, m, bases.output_radial, graph)
+            energy, edge_forces = output(h, m, bases.output_radial, graph, edge_forces, mix)
             energies.append(energy[0] * energy[1])
-            # the mix of all layers' contributions, summed as they come instead of concatenated
-            edge_forces = F.linear(force, mix) if i == 0 else torch.addmm(edge_forces, force, mix.t())
 
         v, scale = self.energy_layers(F.silu(self.energy_mix(torch.cat(energies, 1))), ACT)
         energy = graph_sum(F.linear(v, self.energy_head.weight * scale)[:, 0], data)

@@ -1,4 +1,4 @@
-"""Angular functions of GemNet-OC: normalised Legendre functions by recurrence, and dihedral harmonics."""
+"""Angular functions of GemNet-OC: Legendre functions and spherical harmonics by recurrence, dihedral harmonics."""
 
 from __future__ import annotations
 
@@ -12,6 +12,35 @@ def _norm(degree: int, order: int) -> float:
     """sqrt((2 l + 1) / 4 pi (l - m)! / (l + m)!)."""
     ratio = math.factorial(degree - order) / math.factorial(degree + order)
     return math.sqrt((2 * degree + 1) / (4 * math.pi) * ratio)
+
+
+def harmonics(unit: Tensor, count: int) -> Tensor:
+    """Real spherical harmonics l < count of unit vectors (E, 3): (E, count^2), l by l, m = -l ... l.
+
+    Scaled so that the sum over m of Y_lm(u) Y_lm(v) is Y_l0 of the angle between u and v. Homogeneous polynomials:
+    at a zero vector, which has no direction, all with l > 0 vanish.
+    """
+    x, y, z = unit.unbind(1)
+    square = (unit * unit).sum(1)
+    columns: dict[tuple[int, int], Tensor] = {}
+    real, imaginary = torch.ones_like(z), torch.zeros_like(z)  # of (x + i y)^m
+    for m in range(count):
+        below, polar = torch.zeros_like(z), torch.full_like(z, math.prod(range(1, 2 * m, 2)))
+        for l in range(m, count):
+            scale = math.sqrt((2 if m else 1) * math.sqrt(4 * math.pi / (2 * l + 1))) * _norm(l, m)
+            scaled = scale * polar  # P_lm without sin^m
+            columns[l, m] = scaled * real
+            if m:
+                columns[l, -m] = scaled * imaginary
+            ahead = ((2 * l + 1) * z * polar - (l + m) * square * below) / (l - m + 1)
+            below, polar = polar, ahead
+        real, imaginary = real * x - imaginary * y, real * y + imaginary * x
+    return torch.stack([columns[l, m] for l in range(count) for m in range(-l, l + 1)], 1)
+
+
+def own_weights(count: int) -> list[float]:
+    """Y_l0 of an edge's angle with itself."""
+    return [_norm(l, 0) for l in range(count)]
 
 
 def legendre(z: Tensor, count: int, dim: int = -1) -> Tensor:

@@ -25,6 +25,7 @@ class Graph:
     dst: Tensor  # (E,) ascending
     swap: Tensor  # (E,) the reverse of each edge
     slot: Tensor  # (E,) place of each edge in the padded layout
+    edge: Tensor  # (N K,) the edge in each place; edge 0 where there is none
     atoms: int  # N
     degree: int  # K
     distance: Tensor  # (E,) Angstrom
@@ -34,6 +35,12 @@ class Graph:
         """(E, c) -> (N, K, c), zeros where an atom has fewer edges."""
         padded = x.new_zeros(self.atoms * self.degree, x.shape[1])
         return padded.index_copy(0, self.slot, x).view(self.atoms, self.degree, x.shape[1])
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(E, c) -> (N, K, c), anything where an atom has fewer edges. Much faster than ``pad``."""
+        if not x.shape[0]:
+            return x.new_zeros(self.atoms, self.degree, x.shape[1])
+        return x.index_select(0, self.edge).view(self.atoms, self.degree, x.shape[1])
 
     def sum_at(self, index: Tensor, x: Tensor) -> Tensor:
         """Sum the rows of x (E, c) by atom: (N, c)."""
@@ -51,15 +58,10 @@ def build_graph(data: Batch) -> Graph:
     r_uv, distance = edge_vectors(data)
     unit = -r_uv / distance.masked_fill(distance == 0, 1.0)[:, None]
     slot = dst * data.max_degree + rank
-    return Graph(src, dst, swap, slot, atoms, data.max_degree, distance, unit)
-
-
-def triplet_angles(graph: Graph, count: int) -> Tensor:
-    """Y_l0 of the angle between edges c -> a and b -> a, (N, K_c count, K_b); 0 where b = c."""
-    unit = graph.pad(graph.unit)  # (N, K, 3)
-    cosine = torch.bmm(unit, unit.transpose(1, 2)).clamp(-1, 1)  # (N, K, K)
-    other = 1 - torch.eye(graph.degree, dtype=unit.dtype, device=unit.device)
-    return (legendre(cosine, count, dim=2) * other[:, None]).flatten(1, 2)
+    edge = slot.new_zeros(atoms * data.max_degree).index_copy_(
+        0, slot, torch.arange(edges, device=dst.device)
+    )
+    return Graph(src, dst, swap, slot, edge, atoms, data.max_degree, distance, unit)
 
 
 @dataclass(frozen=True)

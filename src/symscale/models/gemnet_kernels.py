@@ -1,4 +1,4 @@
-"""Row-wise and summing parts of GemNet-OC as autograd functions that keep little and stay in a CPU's cache.
+"""Row-wise parts of GemNet-OC as autograd functions that keep little and stay in a CPU's cache.
 
 Each states in ``plain`` what it computes; ``forward`` computes the same in blocks of rows (``row_blocks``; one block
 on a GPU), and ``backward`` computes again from pre-activations what is cheap instead of having kept it.
@@ -14,11 +14,21 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from symscale.models.common import row_blocks
-from symscale.models.gemnet_graph import Graph
 
 ACT = 1 / 0.6  # scaled SiLU keeps unit variance
 HALF = 1 / math.sqrt(2)
 silu_backward = torch.ops.aten.silu_backward
+silu_into, silu_backward_into = torch.ops.aten.silu.out, torch.ops.aten.silu_backward.grad_input
+
+
+def block_buffer(x: Tensor, width: int, columns: int | None = None) -> Tensor:
+    """Room for one block of ``row_blocks(x, width)``: written again for every block, it stays in cache."""
+    return x.new_empty(row_blocks(x, width)[0].stop if x.shape[0] else 0, columns or width)
+
+
+def columns(W: Tensor) -> Tensor:
+    """W^T, stored as such: products with it are a few percent faster."""
+    return W.t().contiguous()
 
 
 class ResidualChain(torch.autograd.Function):
@@ -30,60 +40,98 @@ class ResidualChain(torch.autograd.Function):
 
     @staticmethod
     def plain(v, scale, *weights):
-        for factor, W1, W2 in _scaled(scale, weights):
+        for factor, W1, W2 in chain_steps(scale, weights):
             v = F.silu(F.linear(F.silu(F.linear(v, W1)), W2)) + factor * v
         return v
 
     @staticmethod
     def forward(ctx, v, scale, *weights):
-        steps = _scaled(scale, weights)
-        z = v.new_empty(len(weights), *v.shape)
-        out = torch.empty_like(v)
+        steps, z = transposed(chain_steps(scale, weights)), tensors_like(v, len(weights))
+        out, buffer = torch.empty_like(v), block_buffer(v, v.shape[1])
         for rows in row_blocks(v, v.shape[1]):
-            x = v[rows]
-            for k, (factor, W1, W2) in enumerate(steps):
-                z1, z2 = z[2 * k, rows], z[2 * k + 1, rows]
-                torch.mm(x, W1.t(), out=z1)
-                torch.mm(F.silu(z1), W2.t(), out=z2)
-                x = F.silu(z2).add_(x, alpha=factor)
-            out[rows] = x
-        ctx.save_for_backward(v, z, *weights)
+            run_chain(steps, v[rows], rows_of(rows, z), *rows_of(rows, [buffer], here=True), out[rows])
+        ctx.save_for_backward(v, *z, *weights)
         ctx.scale = scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        v, z, *weights = ctx.saved_tensors
-        steps = _scaled(ctx.scale, weights)
-        g_v = torch.empty_like(v)
-        g_weights = [torch.zeros_like(W) for W in weights]
+        v, *rest = ctx.saved_tensors
+        z, weights = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        steps = chain_steps(ctx.scale, weights)
+        g_v, g_weights = torch.empty_like(v), [torch.zeros_like(W) for W in weights]
+        buffers = [block_buffer(v, v.shape[1]) for _ in range(len(steps) + 1)]
         for rows in row_blocks(v, v.shape[1]):
-            inputs = [v[rows]]
-            for k, (factor, _, _) in enumerate(steps[:-1]):
-                inputs.append(F.silu(z[2 * k + 1, rows]).add_(inputs[-1], alpha=factor))
-            g_x = g[rows]
-            for k, (factor, W1, W2) in reversed(list(enumerate(steps))):
-                z1, z2 = z[2 * k, rows], z[2 * k + 1, rows]
-                g2 = silu_backward(g_x, z2)
-                g_weights[2 * k + 1].addmm_(g2.t(), F.silu(z1))
-                g1 = silu_backward(torch.mm(g2, W2), z1)
-                g_weights[2 * k].addmm_(g1.t(), inputs[k])
-                g_x = torch.addmm(g_x, g1, W1, beta=factor)
-            g_v[rows] = g_x
-        for k, (factor, _, _) in enumerate(steps):
-            g_weights[2 * k].mul_(factor * ACT)
-            g_weights[2 * k + 1].mul_(ACT)
-        return g_v, None, *g_weights
+            room = rows_of(rows, buffers, here=True)
+            chain_backward(steps, g[rows], v[rows], rows_of(rows, z), room, g_weights, g_v[rows])
+        return g_v, None, *unscaled(steps, g_weights)
 
 
-def _scaled(scale: float, weights) -> list[tuple[float, Tensor, Tensor]]:
+def chain_steps(scale: float, weights) -> list[tuple[float, Tensor, Tensor]]:
     """Of every residual layer: scale / ACT of its input, and both matrices times the scales of theirs."""
     steps = []
     for W1, W2 in zip(weights[::2], weights[1::2], strict=True):
         steps.append((scale / ACT, W1 * scale, W2 * ACT))
         scale = ACT * HALF
     return steps
+
+
+def transposed(steps):
+    return [(factor, columns(W1), columns(W2)) for factor, W1, W2 in steps]
+
+
+def unscaled(steps, g_weights: list[Tensor], scale: float = 1.0) -> list[Tensor]:
+    """Gradients of the weights from those of ``chain_steps``'s, times ``scale``."""
+    for k, (factor, _, _) in enumerate(steps):
+        g_weights[2 * k].mul_(factor * ACT * scale)
+        g_weights[2 * k + 1].mul_(ACT * scale)
+    return g_weights
+
+
+def tensors_like(x: Tensor, count: int, width: int | None = None) -> list[Tensor]:
+    """Tensors to keep. Not one large one: malloc holds on to less than 32 MB, so that pages cost no new faults."""
+    return [x.new_empty(x.shape[0], width or x.shape[1]) for _ in range(count)]
+
+
+def rows_of(rows: slice, tensors, here: bool = False) -> list[Tensor]:
+    """Those rows of every tensor; of buffers, which are ``here``, as many first ones."""
+    return [t[: rows.stop - rows.start] if here else t[rows] for t in tensors]
+
+
+def run_chain(steps, x: Tensor, z: list[Tensor], a: Tensor, out: Tensor) -> Tensor:
+    """One block of rows through a chain of ``transposed`` steps: x -> out; pre-activations into ``z``."""
+    for k, (factor, W1, W2) in enumerate(steps):
+        torch.mm(x, W1, out=z[2 * k])
+        torch.mm(silu_into(z[2 * k], out=a), W2, out=z[2 * k + 1])
+        x = torch.add(silu_into(z[2 * k + 1], out=a), x, alpha=factor, out=out)
+    return out
+
+
+def chain_inputs(steps, x: Tensor, z: list[Tensor], room: list[Tensor]) -> list[Tensor]:
+    """x and the results of the first layers, one for each tensor of ``room``, computed again."""
+    inputs = [x]
+    for k, y in enumerate(room):
+        silu_into(z[2 * k + 1], out=y)
+        inputs.append(y.add_(inputs[-1], alpha=steps[k][0]))
+    return inputs
+
+
+def chain_backward(steps, g: Tensor, x: Tensor | list[Tensor], z, room, g_weights, out: Tensor) -> Tensor:
+    """Gradient ``out`` of one block's input ``x`` from that of its result; adds to those of the matrices.
+
+    ``room``: buffers, two and one for every step after the first. ``x`` may be a list, all steps' inputs.
+    """
+    a, b, *inner = room
+    inputs = x if isinstance(x, list) else chain_inputs(steps, x, z, inner)
+    for k, (factor, W1, W2) in reversed(list(enumerate(steps))):
+        z1, z2 = z[2 * k], z[2 * k + 1]
+        g2 = silu_backward_into(g, z2, grad_input=a)
+        g_weights[2 * k + 1].addmm_(g2.t(), silu_into(z1, out=b))
+        g1 = silu_backward_into(torch.mm(g2, W2, out=b), z1, grad_input=a)
+        g_weights[2 * k].addmm_(g1.t(), inputs[k])
+        g = torch.addmm(g, g1, W1, beta=factor, out=out)
+    return out
 
 
 class RadialProduct(torch.autograd.Function):
@@ -114,58 +162,6 @@ class RadialProduct(torch.autograd.Function):
         return g_x, g_rad, g_W
 
 
-class RadialSum(torch.autograd.Function):
-    """Sum over the edges into each atom of x * (rad W^T): (N, w)."""
-
-    @staticmethod
-    def plain(x, rad, W, graph):
-        return graph.sum_at(graph.dst, x * F.linear(rad, W))
-
-    @staticmethod
-    def forward(ctx, x, rad, W, graph):
-        ctx.save_for_backward(x, rad, W)
-        ctx.graph = graph
-        out = x.new_zeros(graph.atoms, x.shape[1])
-        for rows in row_blocks(x, x.shape[1]):
-            out.index_add_(0, graph.dst[rows], torch.mm(rad[rows], W.t()).mul_(x[rows]))
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        x, rad, W = ctx.saved_tensors
-        g_x, g_rad, g_W = torch.empty_like(x), torch.empty_like(rad), torch.zeros_like(W)
-        for rows in row_blocks(x, x.shape[1]):
-            g_rows = g.index_select(0, ctx.graph.dst[rows])
-            torch.mm(rad[rows], W.t(), out=g_x[rows]).mul_(g_rows)
-            g_rows.mul_(x[rows])
-            torch.mm(g_rows, W, out=g_rad[rows])
-            g_W.addmm_(g_rows.t(), rad[rows])
-        return g_x, g_rad, g_W, None
-
-
-class AddAtoms(torch.autograd.Function):
-    """z + source[src] + target[dst]: (E, w) from z (E, w) and [source, target] (N, 2 w)."""
-
-    @staticmethod
-    def plain(z, nodes, src, dst):
-        source, target = nodes.chunk(2, dim=1)
-        return z + source.index_select(0, src) + target.index_select(0, dst)
-
-    @staticmethod
-    def forward(ctx, z, nodes, src, dst):
-        ctx.save_for_backward(src, dst)
-        ctx.atoms = nodes.shape[0]
-        source, target = nodes.chunk(2, dim=1)
-        return source.index_select(0, src).add_(z).add_(target.index_select(0, dst))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        sums = [g.new_zeros(ctx.atoms, g.shape[1]).index_add_(0, index, g) for index in ctx.saved_tensors]
-        return g, torch.cat(sums, 1), None, None
-
-
 class MessageIn(torch.autograd.Function):
     """SiLU(W_down (SiLU(W x) * (rad W_rad^T))): (E, w) and (E, RBF) -> (E, size_in)."""
 
@@ -175,12 +171,14 @@ class MessageIn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, rad, W, W_rad, W_down):
-        z1, z2 = torch.empty_like(x), x.new_empty(x.shape[0], W_down.shape[0])
-        out = torch.empty_like(z2)
+        (z1,), (z2, out) = tensors_like(x, 1), tensors_like(x, 2, W_down.shape[0])
+        across = [columns(weight) for weight in (W, W_rad, W_down)]
+        buffers = [block_buffer(x, x.shape[1]) for _ in range(2)]
         for rows in row_blocks(x, x.shape[1]):
-            torch.mm(x[rows], W.t(), out=z1[rows])
-            y = F.silu(z1[rows]).mul_(torch.mm(rad[rows], W_rad.t()))
-            out[rows] = F.silu(torch.mm(y, W_down.t(), out=z2[rows]))
+            a, embedded = rows_of(rows, buffers, here=True)
+            torch.mm(x[rows], across[0], out=z1[rows])
+            silu_into(z1[rows], out=a).mul_(torch.mm(rad[rows], across[1], out=embedded))
+            silu_into(torch.mm(a, across[2], out=z2[rows]), out=out[rows])
         ctx.save_for_backward(x, rad, W, W_rad, W_down, z1, z2)
         return out
 
@@ -190,140 +188,19 @@ class MessageIn(torch.autograd.Function):
         x, rad, W, W_rad, W_down, z1, z2 = ctx.saved_tensors
         g_x, g_rad = torch.empty_like(x), torch.empty_like(rad)
         g_W, g_W_rad, g_W_down = (torch.zeros_like(weight) for weight in (W, W_rad, W_down))
+        W_rad_columns = columns(W_rad)
+        buffers = [block_buffer(x, x.shape[1]) for _ in range(4)]
         for rows in row_blocks(x, x.shape[1]):
-            a, embedded = F.silu(z1[rows]), torch.mm(rad[rows], W_rad.t())
+            a, embedded, g_y, b = rows_of(rows, buffers, here=True)
+            silu_into(z1[rows], out=a)
+            torch.mm(rad[rows], W_rad_columns, out=embedded)
             g2 = silu_backward(g[rows], z2[rows])
-            g_W_down.addmm_(g2.t(), a * embedded)
-            g_y = torch.mm(g2, W_down)
-            g1 = silu_backward(embedded.mul_(g_y), z1[rows])
+            g_W_down.addmm_(g2.t(), torch.mul(a, embedded, out=b))
+            torch.mm(g2, W_down, out=g_y)
+            g1 = silu_backward_into(embedded.mul_(g_y), z1[rows], grad_input=b)
             g_embedded = g_y.mul_(a)
             torch.mm(g_embedded, W_rad, out=g_rad[rows])
             g_W_rad.addmm_(g_embedded.t(), rad[rows])
             torch.mm(g1, W, out=g_x[rows])
             g_W.addmm_(g1.t(), x[rows])
         return g_x, g_rad, g_W, g_W_rad, g_W_down
-
-
-class MessageOut(torch.autograd.Function):
-    """SiLU(x W^T) + factor * sum of SiLU(y U^T) over the pairs (y, U) of ``others``: (E, w)."""
-
-    @staticmethod
-    def plain(factor, x, W, *others):
-        pairs = zip(others[::2], others[1::2], strict=True)
-        return F.silu(F.linear(x, W)) + factor * sum(F.silu(F.linear(y, U)) for y, U in pairs)
-
-    @staticmethod
-    def forward(ctx, factor, x, W, *others):
-        pairs = [(x, W), *zip(others[::2], others[1::2], strict=True)]
-        z = x.new_empty(len(pairs), x.shape[0], W.shape[0])
-        out = z.new_empty(z.shape[1:])
-        for rows in row_blocks(x, W.shape[0]):
-            for k, (y, U) in enumerate(pairs):
-                torch.mm(y[rows], U.t(), out=z[k, rows])
-            total = F.silu(z[0, rows])
-            for k in range(1, len(pairs)):
-                total.add_(F.silu(z[k, rows]), alpha=factor)
-            out[rows] = total
-        ctx.save_for_backward(z, x, W, *others)
-        ctx.factor = factor
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        z, *tensors = ctx.saved_tensors
-        pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
-        found = [(torch.empty_like(y), torch.zeros_like(U)) for y, U in pairs]
-        for rows in row_blocks(g, g.shape[1]):
-            scaled = g[rows] * ctx.factor
-            for k, ((y, U), (g_y, g_U)) in enumerate(zip(pairs, found, strict=True)):
-                g_z = silu_backward(scaled if k else g[rows], z[k, rows])
-                torch.mm(g_z, U, out=g_y[rows])
-                g_U.addmm_(g_z.t(), y[rows])
-        return None, *(t for pair in found for t in pair)
-
-
-class TripletSum(torch.autograd.Function):
-    """sum over b, i, j, l of W_oij R_il(c) Y_l(c, b) x_j(b): (E, size_in) -> (E, size_out).
-
-    The sum over b comes first, for all edges c of an atom in one product. What follows is done for blocks of edges:
-    of the (size_cbf, size_in) products of an edge only the sums over b are kept for the backward pass.
-    """
-
-    @staticmethod
-    def plain(x, radial, angles, W, graph):
-        sums = (
-            torch.bmm(angles, graph.pad(x)).view(-1, radial.shape[2] * x.shape[1]).index_select(0, graph.slot)
-        )
-        return F.linear(torch.bmm(radial, sums.view(-1, radial.shape[2], x.shape[1])).flatten(1), W)
-
-    @staticmethod
-    def forward(ctx, x, radial, angles, W, graph):
-        shape = x.shape[0], radial.shape[2], x.shape[1]  # E, count, size_in
-        sums = torch.bmm(angles, graph.pad(x)).view(-1, shape[1] * shape[2])  # (N K_c, count size_in)
-        sums = sums.index_select(0, graph.slot).view(shape)
-        out = x.new_empty(shape[0], W.shape[0])
-        for rows in row_blocks(x, W.shape[1] // 4):
-            torch.mm(torch.bmm(radial[rows], sums[rows]).flatten(1), W.t(), out=out[rows])
-        ctx.save_for_backward(x, radial, angles, W, sums)
-        ctx.graph = graph
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        x, radial, angles, W, sums = ctx.saved_tensors
-        graph: Graph = ctx.graph
-        g_radial, g_sums, g_W = torch.empty_like(radial), torch.empty_like(sums), torch.zeros_like(W)
-        for rows in row_blocks(x, W.shape[1] // 4):
-            product = torch.bmm(radial[rows], sums[rows])  # (rows, size_cbf, size_in)
-            g_W.addmm_(g[rows].t(), product.flatten(1))
-            torch.mm(g[rows], W, out=product.flatten(1))
-            torch.bmm(radial[rows].transpose(1, 2), product, out=g_sums[rows])
-            torch.bmm(product, sums[rows].transpose(1, 2), out=g_radial[rows])
-        g_sums = graph.pad(g_sums.flatten(1)).view(*angles.shape[:2], x.shape[1])  # (N, K_c count, size_in)
-        g_x = torch.bmm(angles.transpose(1, 2), g_sums).flatten(0, 1).index_select(0, graph.slot)
-        g_angles = torch.bmm(g_sums, graph.pad(x).transpose(1, 2)) if ctx.needs_input_grad[2] else None
-        return g_x, g_radial, g_angles, g_W, None
-
-
-def quadruplet_sum(x: Tensor, polar: list[Tensor], dihedral: list[Tensor]) -> Tensor:
-    """sum over b, d of Y_lm(c, b, d) x(b, d): x (N, Q, K_d, c) -> (N K_c, count^2, c), one order m at a time."""
-    n, q, k, c = x.shape
-    parts = []
-    for i, turn in enumerate(dihedral):
-        m = i if i < len(polar) else i - len(polar) + 1
-        u = torch.bmm(turn.to(x.dtype), x.reshape(n * q, k, c))  # (N Q, K_c, c): over d
-        u = u.view(n, q, k, c).transpose(1, 2).reshape(n * k, q, c)
-        parts.append(
-            torch.bmm(polar[m].to(x.dtype).view(n * k, q, polar[m].shape[3]).transpose(1, 2), u)
-        )  # (N K_c, count - m, c): over b
-    return torch.cat(parts, 1)
-
-
-class QuadrupletSum(torch.autograd.Function):
-    """quadruplet_sum with constant angles: keeps no intermediate at all."""
-
-    @staticmethod
-    def plain(x, quads):
-        return quadruplet_sum(x, quads.polar, quads.dihedral)
-
-    @staticmethod
-    def forward(ctx, x, quads):
-        ctx.quads, ctx.shape = quads, x.shape
-        return quadruplet_sum(x, quads.polar, quads.dihedral)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        n, q, k, c = ctx.shape
-        polar, dihedral = ctx.quads.polar, ctx.quads.dihedral
-        g_x, start = g.new_zeros(n * q, k, c), 0
-        for i, turn in enumerate(dihedral):
-            m = i if i < len(polar) else i - len(polar) + 1
-            part = g[:, start : start + len(polar) - m]
-            start += len(polar) - m
-            u = torch.bmm(polar[m].to(g.dtype).view(n * k, q, polar[m].shape[3]), part)  # (N K_c, Q, c)
-            u = u.view(n, k, q, c).transpose(1, 2).reshape(n * q, k, c)
-            g_x.baddbmm_(turn.to(g.dtype).transpose(1, 2), u)
-        return g_x.view(ctx.shape), None

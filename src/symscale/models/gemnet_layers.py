@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from symscale.models.common import apply_function
+from symscale.models.gemnet_edges import AtomsToEdges
 from symscale.models.gemnet_graph import Graph, Quadruplets
 from symscale.models.gemnet_kernels import (
     ACT,
     HALF,
-    AddAtoms,
     MessageIn,
-    QuadrupletSum,
     RadialProduct,
     ResidualChain,
-    TripletSum,
 )
+from symscale.models.gemnet_sums import OuterSum, QuadrupletSum, TripletSum
 
 Scaled = tuple[Tensor, float]
 
@@ -85,10 +84,13 @@ class Residuals(nn.Module):
         self.first = nn.ModuleList(dense(width, width) for _ in range(count))
         self.second = nn.ModuleList(dense(width, width) for _ in range(count))
 
-    def forward(self, v: Tensor, scale: float) -> Scaled:
+    @property
+    def weights(self) -> list[Tensor]:
         layers = zip(self.first, self.second, strict=True)
-        weights = [layer.weight for pair in layers for layer in pair]
-        return apply_function(ResidualChain, v, scale, *weights), ACT * HALF
+        return [layer.weight for pair in layers for layer in pair]
+
+    def forward(self, v: Tensor, scale: float) -> Scaled:
+        return apply_function(ResidualChain, v, scale, *self.weights), ACT * HALF
 
 
 def mean_of(a: Scaled, b: Scaled) -> Scaled:
@@ -97,17 +99,20 @@ def mean_of(a: Scaled, b: Scaled) -> Scaled:
 
 
 class EdgeEmbedding(nn.Module):
-    """SiLU(W [h_src, h_dst, m]) with the products for h on nodes; returns a tensor of scale ACT."""
+    """ACT SiLU(W [h_src, h_dst, m]) with the products for h on nodes; with a chain, (m + chain(that)) / sqrt(2)."""
 
     def __init__(self, width: int, features: int):
         super().__init__()
         self.splits = [width, width, features]
         self.linear = dense(sum(self.splits), width)
 
-    def forward(self, h: Scaled, m: Scaled, graph: Graph) -> Scaled:
+    def forward(self, h: Scaled, m: Scaled, graph: Graph, chain: Residuals | None = None) -> Scaled:
         W_src, W_dst, W_m = self.linear.weight.split(self.splits, dim=1)
         nodes = F.linear(h[0], torch.cat([W_src, W_dst]) * h[1])  # (N, 2 w)
-        return F.silu(apply_function(AddAtoms, F.linear(m[0], W_m * m[1]), nodes, graph.src, graph.dst)), ACT
+        weights = [] if chain is None else chain.weights
+        edges = graph.src, graph.dst
+        out = apply_function(AtomsToEdges, m[0], nodes, *edges, W_m * m[1], ACT * HALF / m[1], ACT, *weights)
+        return out, ACT if chain is None else m[1] * HALF
 
 
 class Triplets(nn.Module):
@@ -127,15 +132,20 @@ class Triplets(nn.Module):
     def forward(self, m: Scaled, rad: Tensor, radial: Tensor, angles: Tensor, graph: Graph) -> list[Tensor]:
         """Rows and weights, two pairs, of the pre-activations (E, w) for an edge and from its reverse.
 
-        ``radial`` (E, size_cbf, count) is R_il(c), ``angles`` (N, K_c count, K_b) is Y_l(c, b).
+        ``radial`` (E, count + 1, size_cbf) is R_li(c), ``angles`` (N, K, count^2) is Y_lm(c).
         """
         x = message_in(self, m, rad)  # (E, size_in)
-        weight = self.bilinear.weight * (ACT * self.scale_sum.value)
+        weight = by_message(self.bilinear.weight * (ACT * self.scale_sum.value), x.shape[1])
         out = apply_function(TripletSum, x, radial, angles, weight, graph)  # (E, size_out)
         if self.scale_sum.fitting:
             degree = graph.sum_at(graph.dst, torch.ones_like(x[:, :1]))[:, 0].index_select(0, graph.dst)
             out = self.scale_sum.fit(out, x * ACT, degree - 1)
         return [out, self.up.weight, out.index_select(0, graph.swap), self.up_reverse.weight]
+
+
+def by_message(weight: Tensor, size_in: int) -> Tensor:
+    """A bilinear weight with columns (basis, size_in) in the order (size_in, basis), whose products are faster."""
+    return weight.unflatten(1, (-1, size_in)).transpose(1, 2).flatten(1)
 
 
 def message_in(block: Triplets | QuadrupletMessages, m: Scaled, rad: Tensor) -> Tensor:
@@ -153,7 +163,7 @@ class QuadrupletMessages(nn.Module):
 
     def __init__(self, width: int, size_in: int, size_out: int, size_rbf: int, size_cbf: int, size_sbf: int):
         super().__init__()
-        self.sizes = size_out, size_sbf, size_in
+        self.size_in = size_in
         self.dense = dense(width, width)
         self.radial = dense(size_rbf, width)
         self.scale_radial = ScaleFactor()
@@ -170,11 +180,11 @@ class QuadrupletMessages(nn.Module):
     ) -> list[Tensor]:
         """Rows and weights, two pairs, of the pre-activations (E, w) for an edge and from its reverse.
 
-        ``inner`` (N Q K_d, size_cbf) is the basis of d -> b -> a, ``outer`` (N K_c, size_sbf, count^2) the
-        radial part of that of c -> a.
+        ``inner`` (N Q K_d, size_cbf) is the basis of d -> b -> a, ``outer`` (E, count^2, size_sbf) the radial part of
+        that of c -> a.
         """
         n, k, q = graph.atoms, graph.degree, quads.row.shape[1]
-        _, size_sbf, size_in = self.sizes
+        size_in = self.size_in
         x = message_in(self, m, rad)  # (E, size_in)
         rows = graph.pad(x).index_select(0, quads.row.flatten()).view(n * q * k, size_in)
         y = apply_function(
@@ -189,14 +199,10 @@ class QuadrupletMessages(nn.Module):
         angles = quads.dihedral[-1].requires_grad
         y = y.view(n, q, k, size_in)
         x = QuadrupletSum.plain(y, quads) if angles else apply_function(QuadrupletSum, y, quads)
-        x = torch.bmm(outer, x).view(n * k, size_sbf * size_in)
-        x_sum = F.linear(x, self.bilinear.weight * self.scale_sum.value)  # (N K_c, size_out)
+        weight = by_message(self.bilinear.weight * self.scale_sum.value, size_in)
+        out = apply_function(OuterSum, x, outer, weight, graph)  # (E, size_out)
         if self.scale_sum.fitting:
             there = quads.inner[..., 0].view(n * q, k) != 0
-            weight = (quads.dihedral[0] != 0).sum(1) * there  # quadruplets that use each d -> b -> a
-            self.scale_sum.fit(
-                x_sum.index_select(0, graph.slot), y.view(-1, size_in), weight.flatten().to(y.dtype)
-            )
-            x_sum = x_sum * self.scale_sum.value
-        out = x_sum.index_select(0, graph.slot)
+            used = (quads.dihedral[0] != 0).sum(1) * there  # quadruplets that use each d -> b -> a
+            out = self.scale_sum.fit(out, y.view(-1, size_in), used.flatten().to(y.dtype))
         return [out, self.up.weight, out.index_select(0, graph.swap), self.up_reverse.weight]
