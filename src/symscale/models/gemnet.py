@@ -81,8 +81,9 @@ class AtomUpdate(nn.Module):
 class Output(nn.Module):
     """Contributions of one layer to the energy (N, w) and to the forces (E, w)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, place: int):
         super().__init__()
+        self.place = place
         self.atoms = AtomUpdate(width)
         self.after_atom = Residuals(width, AFTER_ATOM)
         self.forces = Residuals(width, ATOM)
@@ -90,13 +91,17 @@ class Output(nn.Module):
         self.scale_radial = ScaleFactor()
 
     def forward(
-        self, h: Scaled, m: Scaled, rad: Tensor, graph: Graph, forces: Tensor | None, mix: Tensor
+        self, h: Scaled, m: Scaled, rad: Tensor, graph: Graph, forces: Tensor | None, mixes: Tensor
     ) -> tuple[Scaled, Tensor]:
-        """The layer's energies, and ``forces``, the mix of all layers' contributions, with its own added."""
+        """The layer's energies, and ``forces``, the mix of all layers' contributions, with its own added.
+
+        ``mixes`` (w, (depth + 1) w): a column block for every layer.
+        """
         if self.scale_radial.fitting:
             v, scale = self.forces(*m)
             self.scale_radial.fit(v * scale * self.radial(rad), v * scale)
         weight = self.radial.weight * (self.scale_radial.value * (ACT * HALF))
+        mix = mixes.chunk(mixes.shape[1] // mixes.shape[0], 1)[self.place]
         weights = weight, self.atoms.weight(m[1]), mix, graph, *self.forces.weights
         forces, x = apply_function(LayerOutput, forces, *m, rad, *weights)
         return self.after_atom(*mean_of(self.atoms(x, m), h)), forces
@@ -199,14 +204,14 @@ class GemNetOC(nn.Module):
 
     def __init__(self, *, width: int, depth: int = 4, cutoff: float = 10.0, quadruplets: bool = False):
         super().__init__()
-        self.cutoff, self.width = cutoff, width
+        self.cutoff = cutoff
         self.rbf = GaussianRBF(RADIAL, cutoff)
         self.bases = BasisProjections(quadruplets)
         self.embedding = nn.Embedding(ELEMENTS, width)
         nn.init.uniform_(self.embedding.weight, -math.sqrt(3), math.sqrt(3))
         self.edge_embedding = EdgeEmbedding(width, RADIAL)
         self.interactions = nn.ModuleList(Interaction(width, quadruplets) for _ in range(depth))
-        self.outputs = nn.ModuleList(Output(width) for _ in range(depth + 1))
+        self.outputs = nn.ModuleList(Output(width, place) for place in range(depth + 1))
         self.energy_mix = dense((depth + 1) * width, width)
         self.energy_layers = Residuals(width, GLOBAL)
         self.energy_head = dense(width, 1)
@@ -228,11 +233,10 @@ class GemNetOC(nn.Module):
         m = self.edge_embedding(h, (raw, 1.0), graph)  # (E, w)
 
         energies, edge_forces = [], None
-        mixes = self.force_mix.weight.split(self.width, dim=1)
-        for i, (output, mix) in enumerate(zip(self.outputs, mixes, strict=True)):
+        for i, output in enumerate(self.outputs):
             if i:
                 h, m = self.interactions[i - 1](h, m, bases)
-            energy, edge_forces = output(h, m, bases.output_radial, graph, edge_forces, mix)
+            energy, edge_forces = output(h, m, bases.output_radial, graph, edge_forces, self.force_mix.weight)
             energies.append(energy[0] * energy[1])
 
         v, scale = self.energy_layers(F.silu(self.energy_mix(torch.cat(energies, 1))), ACT)
