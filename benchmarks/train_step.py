@@ -6,8 +6,9 @@ thread and in CPU seconds, medians over rounds, so that other work on the machin
 
 - the ratio with float32 subnormals flushed to zero on both sides, which is the harder comparison, and with torch's
   default (as is), where references lose time to subnormals in the tails of their radial functions;
-- the model FLOP utilisation: FLOPs of the matrix products over time, as a share of the best GEMM of this run (radial
-  functions below rounding count, though a CPU leaves most of them out: 15 to 40 % of MC-EGNN's FLOPs);
+- the model FLOP utilisation: FLOPs of the matrix products over time, as a share of the best GEMM of this run (what a
+  CPU leaves out counts too: radial functions below rounding, 15 to 40 % of MC-EGNN's FLOPs, and every fourth of the
+  products for m > 0 in large eSENs, about 15 % of theirs);
 - what a step adds to the peak memory of a fresh process that holds one side alone (--no-memory skips it);
 - with --slopes, how the time of a step grows with N along the config's ladder.
 """

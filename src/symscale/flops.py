@@ -44,8 +44,8 @@ IN_PLACE = {torch.ops.aten.addmm_: _product_flops, torch.ops.aten.baddbmm_: _pro
 def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of the matrix products that ``run()`` calls; element-wise work counts nothing, as in the paper.
 
-    Radial functions below rounding, which a CPU leaves out (``radial_bands``), count: how many there are depends on
-    the batch, and C should be the same on every device.
+    What a CPU alone saves counts, since C should be the same on every device and in every batch: radial functions
+    below rounding (``radial_bands``), and the fourth product of complex numbers (eSEN's ``so2_fast``).
     """
     with in_given_order(), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         run()

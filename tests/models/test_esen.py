@@ -117,6 +117,20 @@ def test_the_fast_kernels_products_are_counted(molecules, monkeypatch):
     assert 1 <= fast / plain < 1.05
 
 
+def test_bfloat16_autocast_tells_distances_apart():
+    """Only products are rounded: 0.01 Angstrom is a third of bfloat16's step at 5 Angstrom, and can still be seen."""
+    model = build(2).float()
+    d = torch.arange(4.0, 6.0, 0.01)
+    ends = torch.zeros(len(d), dtype=torch.int64)
+    z = torch.tensor([6])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen = model.radial(d, z, ends, ends)  # (stack, E, C + 1)
+    exact = model.radial(d, z, ends, ends)
+    error = (seen - exact)[..., :-1].std() / (exact - exact.mean(1, keepdim=True))[..., :-1].std()
+    print(f"error {error:.3f} of the variation")
+    assert len(seen.transpose(0, 1).flatten(1).unique(dim=0)) > 0.95 * len(d) and error < 0.05
+
+
 def test_bfloat16_autocast_stays_near(molecules):
     """A forward and backward pass under autocast is finite and within bfloat16's few digits of float32."""
     model, data = build(4).float(), make_batch(molecules, dtype=torch.float32)

@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from symscale.data.batch import Batch
 
+silu_backward = torch.ops.aten.silu_backward
+
 
 def edge_vectors(data: Batch) -> tuple[Tensor, Tensor]:
     """Vectors r_uv = pos[src] - pos[dst], (E, 3), and their lengths d, (E,), in Angstrom.
@@ -69,7 +71,7 @@ _given_order = False
 
 @contextlib.contextmanager
 def in_given_order():
-    """Inside, no work is arranged by the values of tensors: what is executed is what any device would execute."""
+    """Inside, nothing is done that only a CPU does (``reads_values``): what is executed is what any device would."""
     global _given_order
     before, _given_order = _given_order, True
     try:
@@ -79,8 +81,8 @@ def in_given_order():
 
 
 def reads_values(x: Tensor) -> bool:
-    """Whether work may be arranged by the values in ``x``: on a CPU, where reading one stalls nothing, and in passes
-    written by hand. Not while torch.compile traces, nor for tensors without values.
+    """Whether work may be arranged as only a CPU likes it, by the values in ``x`` too, which stall nothing there. In
+    passes written by hand; not while torch.compile traces or FLOPs are counted, nor for tensors without values.
     """
     if _given_order or _twice or torch.compiler.is_compiling():
         return False
@@ -143,9 +145,8 @@ class GaussianRBF(nn.Module):
         """The Gaussians that are not below rounding at some distance from ``shortest`` to ``longest``."""
         if not shortest <= longest < math.inf:  # positions that are no numbers
             return slice(0, len(self.centres))
-        reach = math.sqrt(
-            -math.log(torch.finfo(dtype).eps / 16)
-        )  # 4.3 in float32, 6.2 in float64; exp(-reach^2)
+        # exp(-reach^2) is below rounding: 4.3 in float32, 6.2 in float64
+        reach = math.sqrt(-math.log(torch.finfo(dtype).eps / 16))
         spacing = self.cutoff / (len(self.centres) - 1)
         first = math.ceil((shortest - reach / self.scale) / spacing)
         last = math.floor((longest + reach / self.scale) / spacing)

@@ -16,9 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from symscale.data.batch import Batch
-from symscale.models.common import Band, GaussianRBF, radial_bands, reads_values
-
-silu_backward = torch.ops.aten.silu_backward
+from symscale.models.common import Band, GaussianRBF, radial_bands, reads_values, silu_backward
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Edges:
     """Blocks of edges, and the batch whose atoms are in their order."""
 
     blocks: list[Block]
-    data: Batch  # atoms and edges as visited
+    data: Batch  # z, batch and edge_index as visited; the rest as it was
     r_uv: Tensor  # (E, 3)
     rbf: list[Tensor]  # values of every band of every block
     rank: Tensor | None  # (N,) where each atom of the original batch is visited; None: where it was
@@ -91,7 +89,7 @@ def arrange(data: Batch, r_uv: Tensor, d: Tensor, rbf: GaussianRBF, width: int) 
     degree, visited = torch.bincount(dst, minlength=atoms).sort(stable=True)
     rank = torch.empty_like(visited).index_copy_(0, visited, each)
     total = degree.cumsum(0)
-    step = max(1024, 2**17 // width)  # with fewer edges, calls cost more than the cache saves
+    step = _block_size(width)
     run = step // 8  # edges with one band
     cuts = torch.searchsorted(total, torch.tensor(range(step, count, step))).add_(1).unique()
     cuts = cuts[cuts < atoms]
@@ -114,6 +112,11 @@ def arrange(data: Batch, r_uv: Tensor, d: Tensor, rbf: GaussianRBF, width: int) 
         values += found
     data = replace(data, z=data.z[visited], batch=data.batch[visited], edge_index=torch.stack([src, dst]))
     return Edges(blocks, data, r_uv, values, rank)
+
+
+def _block_size(width: int) -> int:
+    """Edges of a block: with fewer, calls cost more than the cache saves."""
+    return max(1024, 2**17 // width)
 
 
 def _block(atoms: slice, edges: slice, degree: int, src: Tensor, dst: Tensor, rank: Tensor) -> Block:

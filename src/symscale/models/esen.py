@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from symscale.cells import CellSpec
@@ -17,9 +16,8 @@ from symscale.models.common import (
     graph_sum,
     polynomial_envelope,
     row_blocks,
-    scatter_sum,
 )
-from symscale.models.grid_mlp import GridMLP
+from symscale.models.esen_kernels import GridMLP, HarmonicSum, InBlocks, exactly
 
 
 class RadialStack(nn.Module):
@@ -61,73 +59,12 @@ class RadialStack(nn.Module):
 
         norms = self.norm_weight, self.norm_bias
         tensors = d, source, target, w_rbf, *norms, self.second_weight, self.second_bias
-        return apply_function(InBlocks, hidden, row_blocks(d, len(w_rbf)), *tensors)
+        return exactly(InBlocks, hidden, row_blocks(d, len(w_rbf)), *tensors)
 
 
 def _norm_act(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """SiLU of a LayerNorm that has weights of its own for every member of the stack."""
     return F.silu(torch.addcmul(bias, F.layer_norm(x, x.shape[-1:]), weight))
-
-
-class InBlocks(torch.autograd.Function):
-    """``function(rows, *tensors)``, (..., rows, c), for every block of rows; all side by side, (..., E, c).
-
-    Nothing is kept: the backward pass computes a block again, while it is in cache, and takes its gradients there.
-    """
-
-    @staticmethod
-    def plain(function, blocks, *tensors):
-        return torch.cat([function(rows, *tensors) for rows in blocks], -2)
-
-    @staticmethod
-    def forward(ctx, function, blocks, *tensors):
-        ctx.function, ctx.blocks = function, blocks
-        ctx.save_for_backward(*tensors)
-        return InBlocks.plain(function, blocks, *tensors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        needed = ctx.needs_input_grad[2:]
-        tensors = [t.detach().requires_grad_(n) for t, n in zip(ctx.saved_tensors, needed, strict=True)]
-        wanted = [t for t in tensors if t.requires_grad]
-        sums = [torch.zeros_like(t) for t in wanted]
-        for rows in ctx.blocks:
-            with torch.enable_grad():
-                out = ctx.function(rows, *tensors)
-            for total, part in zip(sums, torch.autograd.grad(out, wanted, g[..., rows, :]), strict=True):
-                total.add_(part)
-        found = iter(sums)
-        return None, None, *(next(found) if n else None for n in needed)
-
-
-class HarmonicSum(torch.autograd.Function):
-    """Sum over the edges into each atom of Y_k hidden_c: (E, K) and (E, c) -> (N, K, c)."""
-
-    @staticmethod
-    def plain(harmonics, hidden, dst, atoms):
-        return scatter_sum(harmonics[:, :, None] * hidden[:, None], dst, atoms)
-
-    @staticmethod
-    def forward(ctx, harmonics, hidden, dst, atoms):
-        ctx.save_for_backward(harmonics, hidden, dst)
-        out = hidden.new_zeros(atoms, harmonics.shape[1], hidden.shape[1])
-        for rows in row_blocks(hidden, out[0].numel() if atoms else 1):
-            out.index_add_(0, dst[rows], harmonics[rows, :, None] * hidden[rows, None])
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g):
-        harmonics, hidden, dst = ctx.saved_tensors
-        g_harmonics = torch.empty_like(harmonics) if ctx.needs_input_grad[0] else None
-        g_hidden = torch.empty_like(hidden)
-        for rows in row_blocks(hidden, g[0].numel() if len(g) else 1):
-            there = g.index_select(0, dst[rows])  # (rows, K, c)
-            g_hidden[rows] = torch.bmm(harmonics[rows, None], there)[:, 0]
-            if g_harmonics is not None:
-                g_harmonics[rows] = torch.bmm(there, hidden[rows, :, None])[..., 0]
-        return g_harmonics, g_hidden, None, None
 
 
 class EquivariantRMSNorm(nn.Module):
@@ -273,7 +210,7 @@ class ESEN(nn.Module):
     def embed_edges(self, hidden: Tensor, edges: so2.Edges, atoms: int) -> Tensor:
         """Neighbourhood of every atom as coefficients (N, K, C): radial functions times harmonics."""
         harmonics = edges.back[:, : self.lmax + 1].sum(1)  # (E, K): the rows of m = 0 have one degree each
-        sums = apply_function(HarmonicSum, harmonics, hidden, edges.dst, atoms)  # (N, K, C + 1)
+        sums = exactly(HarmonicSum, harmonics, hidden, edges.dst, atoms)  # (N, K, C + 1)
         # a Linear of the radial functions, alike within a degree, once for every atom instead of every edge
         linear = torch.cat([self.edge_degree.weight, self.edge_degree.bias[:, None]], 1) / 5.0
         linear = linear.unflatten(0, (self.lmax + 1, -1)).index_select(0, self.norm.degree)  # (K, C, C + 1)

@@ -43,12 +43,12 @@ def own_weights(count: int) -> list[float]:
     return [_norm(l, 0) for l in range(count)]
 
 
-def legendre(z: Tensor, count: int, dim: int = -1) -> Tensor:
-    """Y_l0(z) for l < count, l in a new axis ``dim``: (...) -> (..., count)."""
+def legendre(z: Tensor, count: int) -> Tensor:
+    """Y_l0(z) for l < count: (...) -> (..., count)."""
     values = [torch.ones_like(z), z]
     for l in range(2, count):
         values.append(((2 * l - 1) * z * values[-1] - (l - 1) * values[-2]) / l)
-    return torch.stack([v * _norm(l, 0) for l, v in enumerate(values[:count])], dim)
+    return torch.stack([v * _norm(l, 0) for l, v in enumerate(values[:count])], -1)
 
 
 def associated_legendre(z: Tensor, count: int) -> list[Tensor]:

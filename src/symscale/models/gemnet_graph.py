@@ -25,7 +25,7 @@ class Graph:
     dst: Tensor  # (E,) ascending
     swap: Tensor  # (E,) the reverse of each edge
     slot: Tensor  # (E,) place of each edge in the padded layout
-    edge: Tensor  # (N K,) the edge in each place; edge 0 where there is none
+    edge: Tensor  # (N K,) the edge in each place; the atom's first where there is none, or any if it has none
     atoms: int  # N
     degree: int  # K
     distance: Tensor  # (E,) Angstrom
@@ -58,9 +58,10 @@ def build_graph(data: Batch) -> Graph:
     r_uv, distance = edge_vectors(data)
     unit = -r_uv / distance.masked_fill(distance == 0, 1.0)[:, None]
     slot = dst * data.max_degree + rank
-    edge = slot.new_zeros(atoms * data.max_degree).index_copy_(
-        0, slot, torch.arange(edges, device=dst.device)
-    )
+    some = first.clamp(max=max(edges - 1, 0)).repeat_interleave(
+        data.max_degree
+    )  # of the same molecule, NaN or not
+    edge = some.index_copy(0, slot, torch.arange(edges, device=dst.device))
     return Graph(src, dst, swap, slot, edge, atoms, data.max_degree, distance, unit)
 
 

@@ -13,17 +13,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from symscale.models.common import row_blocks
+from symscale.models.common import row_blocks, silu_backward
 
 ACT = 1 / 0.6  # scaled SiLU keeps unit variance
 HALF = 1 / math.sqrt(2)
-silu_backward = torch.ops.aten.silu_backward
 silu_into, silu_backward_into = torch.ops.aten.silu.out, torch.ops.aten.silu_backward.grad_input
 
 
 def block_buffer(x: Tensor, width: int, columns: int | None = None) -> Tensor:
     """Room for one block of ``row_blocks(x, width)``: written again for every block, it stays in cache."""
-    return x.new_empty(row_blocks(x, width)[0].stop if x.shape[0] else 0, columns or width)
+    return x.new_empty(row_blocks(x, width)[0].stop, columns or width)
 
 
 def columns(W: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ class TripletSum(torch.autograd.Function):
 
     The angular functions of every pair of edges are never formed: by the addition theorem, Y_l(c, b) is the sum
     over m of Y_lm(c) Y_lm(b), so messages are first summed by atom with Y_lm(b), then weighted with Y_lm(c). The
-    term b = c that this brings in is taken off by ``radial``, whose last function weights an edge's own message.
+    term b = c that this brings in is taken off by ``radial``, whose last function weights an edge's own message
+    (rightly only for an edge that has a direction: atoms at one place get finite nonsense).
     Of the (size_in, size_cbf) products of an edge only the sums over b are kept for the backward pass.
     """
 

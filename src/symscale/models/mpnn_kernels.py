@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from symscale.models.common import row_blocks
+from symscale.models.common import row_blocks, silu_backward
 
-silu_backward = torch.ops.aten.silu_backward
 LINE = 16  # float32 numbers in a cache line
 
 
@@ -56,7 +55,7 @@ class EdgeEmbedding(torch.autograd.Function):
     """e = SiLU([Wv vector + bv, Wr rbf + br]), (E, w), and a token for each of ``layers``.
 
     e itself has no gradient: layer l returns (h_l, g_l) as that of its token, (2, N, w), and the gradient of e_uv is
-    the sum over layers of h_u g_v.
+    the sum over layers of h_u g_v. So a token is for one layer, once, and nothing else may read e.
     """
 
     @staticmethod
