@@ -17,7 +17,8 @@ CONFIG = {
     "dataset": "xtb",
     "datasets": {"xtb": {"source": "xtb", "molecules": 40, "frames": 2, "validation": 0.1, "seed": 0}},
     "architectures": {"mpnn": {"axis": "w", "depth": 2, "base_width": 16, "widths": [8], "absolute": False}},
-    "training": {"batch_size": 4, "validations": 12, "epochs": 10},
+    # some 10 s: long enough to be interrupted
+    "training": {"batch_size": 4, "validations": 12, "epochs": 100},
     "studies": {"main": {"title": "One cell", "arch": ["mpnn"]}},
 }
 WALL_CLOCK = ["device_hours"]
