@@ -48,6 +48,12 @@ def graph_sum(per_atom: Tensor, data: Batch) -> Tensor:
     return scatter_sum(per_atom, data.batch, data.num_graphs)
 
 
+def edge_ranks(dst: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
+    """First edge of every atom, (N,), and of every edge its number among those to its atom, (E,); dst ascending."""
+    first = torch.searchsorted(dst, torch.arange(atoms, device=dst.device))
+    return first, torch.arange(dst.shape[0], device=dst.device) - first.index_select(0, dst)
+
+
 def polynomial_envelope(d: Tensor, cutoff: float, exponent: int = 5) -> Tensor:
     """Smooth cutoff (E,): 1 at d = 0, and 0 with two zero derivatives at d >= cutoff (DimeNet, eq. 8)."""
     p, x = exponent, (d / cutoff).clamp(max=1.0)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from symscale.data.batch import Batch
-from symscale.models.common import Band, GaussianRBF, radial_bands, reads_values, silu_backward
+from symscale.models.common import Band, GaussianRBF, edge_ranks, radial_bands, reads_values, silu_backward
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Block:
     ends: Tensor  # (e, 2) both in a table of sources and targets in turn, (2 N, w)
     slot: Tensor  # (e,) place of each edge in the padded layout (n, degree)
     edge: Tensor  # (n degree,) edge in each place, e where there is none
-    edge_or_any: (
-        Tensor  # (n degree,) the same; where there is none, the atom's first or, without any, the block's
-    )
+    edge_or_any: Tensor  # (n degree,) the same; for none, the atom's first or, without any, the block's
     bands: list[Band]  # rows count within the block
 
     @property
@@ -78,16 +76,14 @@ def arrange(data: Batch, r_uv: Tensor, d: Tensor, rbf: GaussianRBF, width: int) 
     """Edges (and on a CPU atoms) in the order in which ``EdgeMessages`` visits them."""
     src, dst = data.edge_index
     atoms, count = data.z.shape[0], dst.shape[0]
-    each = torch.arange(atoms, device=dst.device)
-    first = torch.searchsorted(dst, each)  # (N,) first edge of each atom
-    rank_of_edge = torch.arange(count, device=dst.device) - first.index_select(0, dst)
+    _, rank_of_edge = edge_ranks(dst, atoms)
     if not reads_values(d) or not count:
-        blocks = [_block(slice(0, atoms), slice(0, count), data.max_degree, src, dst, rank_of_edge)]
         bands, values = radial_bands(rbf, d, [slice(0, count)])
-        return Edges([replace(blocks[0], bands=bands)], data, r_uv, values, None)
+        block = _block(slice(0, atoms), slice(0, count), data.max_degree, src, dst, rank_of_edge, bands)
+        return Edges([block], data, r_uv, values, None)
 
     degree, visited = torch.bincount(dst, minlength=atoms).sort(stable=True)
-    rank = torch.empty_like(visited).index_copy_(0, visited, each)
+    rank = torch.empty_like(visited).index_copy_(0, visited, torch.arange(atoms, device=dst.device))
     total = degree.cumsum(0)
     step = _block_size(width)
     run = step // 8  # edges with one band
@@ -107,8 +103,7 @@ def arrange(data: Batch, r_uv: Tensor, d: Tensor, rbf: GaussianRBF, width: int) 
     for v, e, most, (v0, e0) in zip(stops, edge_stops, degrees, starts, strict=False):
         runs = [slice(i, min(i + run, e - e0)) for i in range(0, e - e0, run)]
         bands, found = radial_bands(rbf, d[e0:e], runs)
-        block = _block(slice(v0, v), slice(e0, e), most, src, dst, rank_of_edge)
-        blocks.append(replace(block, bands=bands))
+        blocks.append(_block(slice(v0, v), slice(e0, e), most, src, dst, rank_of_edge, bands))
         values += found
     data = replace(data, z=data.z[visited], batch=data.batch[visited], edge_index=torch.stack([src, dst]))
     return Edges(blocks, data, r_uv, values, rank)
@@ -119,7 +114,9 @@ def _block_size(width: int) -> int:
     return max(1024, 2**17 // width)
 
 
-def _block(atoms: slice, edges: slice, degree: int, src: Tensor, dst: Tensor, rank: Tensor) -> Block:
+def _block(
+    atoms: slice, edges: slice, degree: int, src: Tensor, dst: Tensor, rank: Tensor, bands: list[Band]
+) -> Block:
     src, dst, rank = src[edges], dst[edges], rank[edges]
     slot = (dst - atoms.start) * degree + rank
     edge = slot.new_full(((atoms.stop - atoms.start) * degree,), len(slot))
@@ -128,7 +125,7 @@ def _block(atoms: slice, edges: slice, degree: int, src: Tensor, dst: Tensor, ra
     some = torch.where(edge < len(slot), edge, edge[:, :1]) % max(len(slot), 1)
     edge, some = edge.flatten(), some.flatten()
     ends = torch.stack([2 * src, 2 * dst + 1], 1)
-    return Block(atoms, edges, degree, src, dst, ends, slot, edge, some, [])
+    return Block(atoms, edges, degree, src, dst, ends, slot, edge, some, bands)
 
 
 class EdgeMessages(torch.autograd.Function):

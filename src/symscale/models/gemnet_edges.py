@@ -21,6 +21,7 @@ from symscale.models.gemnet_kernels import (
     chain_inputs,
     chain_steps,
     columns,
+    radial_backward,
     rows_of,
     run_chain,
     silu_backward_into,
@@ -39,10 +40,7 @@ def add_at_atoms(x, rad, W_columns, dst, a: Tensor, out: Tensor) -> None:
 def add_at_atoms_backward(g, x, rad, W, W_columns, dst, a: Tensor, b: Tensor, g_rad, g_W) -> Tensor:
     """What ``g`` (N, w) gives to the gradient of x, in ``a``; that of ``rad`` is written, that of W added to."""
     torch.index_select(g, 0, dst, out=b)
-    torch.mm(rad, W_columns, out=a).mul_(b)
-    b.mul_(x)
-    torch.mm(b, W, out=g_rad)
-    g_W.addmm_(b.t(), rad)
+    radial_backward(b, x, rad, W, W_columns, a, b, g_rad, g_W)
     return a
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from symscale.data.batch import Batch
-from symscale.models.common import edge_vectors
+from symscale.models.common import edge_ranks, edge_vectors
 from symscale.models.gemnet_basis import associated_legendre, dihedral_harmonics, legendre
 
 
@@ -50,17 +50,15 @@ class Graph:
 def build_graph(data: Batch) -> Graph:
     src, dst = data.edge_index
     atoms, edges = data.z.shape[0], src.shape[0]
-    first = torch.searchsorted(dst, torch.arange(atoms, device=dst.device))  # (N,)
-    rank = torch.arange(edges, device=dst.device) - first.index_select(0, dst)
+    first, rank = edge_ranks(dst, atoms)
     # sorting (source, target) and (target, source) puts every edge where the other order has its reverse
     forward, backward = torch.argsort(dst * atoms + src), torch.argsort(src * atoms + dst)
     swap = torch.empty_like(src).index_copy_(0, backward, forward)
     r_uv, distance = edge_vectors(data)
     unit = -r_uv / distance.masked_fill(distance == 0, 1.0)[:, None]
     slot = dst * data.max_degree + rank
-    some = first.clamp(max=max(edges - 1, 0)).repeat_interleave(
-        data.max_degree
-    )  # of the same molecule, NaN or not
+    # of the same molecule, so that one that is no number spoils no other
+    some = first.clamp(max=max(edges - 1, 0)).repeat_interleave(data.max_degree)
     edge = some.index_copy(0, slot, torch.arange(edges, device=dst.device))
     return Graph(src, dst, swap, slot, edge, atoms, data.max_degree, distance, unit)
 

@@ -133,6 +133,16 @@ def chain_backward(steps, g: Tensor, x: Tensor | list[Tensor], z, room, g_weight
     return out
 
 
+def radial_backward(g, x, rad, W, W_columns, g_x, b: Tensor, g_rad, g_W) -> None:
+    """Gradients of x * (rad W^T) for a block of rows from that of the product: those of x and ``rad`` are written,
+    that of W is added to. ``b`` is room for a block and may be ``g``.
+    """
+    torch.mm(rad, W_columns, out=g_x).mul_(g)
+    torch.mul(g, x, out=b)
+    torch.mm(b, W, out=g_rad)
+    g_W.addmm_(b.t(), rad)
+
+
 class RadialProduct(torch.autograd.Function):
     """x * (rad W^T): (E, w)."""
 
@@ -153,11 +163,10 @@ class RadialProduct(torch.autograd.Function):
     def backward(ctx, g):
         x, rad, W = ctx.saved_tensors
         g_x, g_rad, g_W = torch.empty_like(x), torch.empty_like(rad), torch.zeros_like(W)
+        buffer = block_buffer(x, x.shape[1])
         for rows in row_blocks(x, x.shape[1]):
-            torch.mm(rad[rows], W.t(), out=g_x[rows]).mul_(g[rows])
-            g_embedded = g[rows] * x[rows]
-            torch.mm(g_embedded, W, out=g_rad[rows])
-            g_W.addmm_(g_embedded.t(), rad[rows])
+            (b,) = rows_of(rows, [buffer], here=True)
+            radial_backward(g[rows], x[rows], rad[rows], W, W.t(), g_x[rows], b, g_rad[rows], g_W)
         return g_x, g_rad, g_W
 
 

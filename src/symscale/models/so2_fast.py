@@ -67,10 +67,8 @@ class _Message(torch.autograd.Function):
         first, second = _convolutions(layout, weights)
         # transposed, so that the long side is the one that products like long
         d_hidden, d_radial = hidden.new_empty(hidden.shape[::-1]), radial.new_zeros(radial.shape[::-1])
-        radial_t, d_hidden_blocks = (
-            radial.t().contiguous(),
-            d_hidden.split(_block_size(hidden, len(radial)), 1),
-        )
+        radial_t = radial.t().contiguous()
+        d_hidden_blocks = d_hidden.split(_block_size(hidden, len(radial)), 1)
         d_source, d_target = h.new_zeros(2, atoms, coefficients, 2 * channels)
         buffers = _Buffers(h)
         for i, block in enumerate(_blocks(edges, hidden, len(radial))):
